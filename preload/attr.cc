@@ -1,0 +1,104 @@
+// attr.cc - pthread_attr_t: read for new threads, written for pthread_getattr_np.
+//
+// The attribute functions themselves stay libc's; they only write the object. Read here
+// through them, so its layout stays libc's business.
+#include <limits.h>
+#include <string.h>
+
+#include "preload/api.h"
+#include "preload/knobs.h"
+#include "preload/spawn_attr.h"
+#include "preload/thread.h"
+
+namespace weft {
+namespace {
+
+std::atomic<size_t> default_stack{0};
+std::atomic<size_t> default_guard{4096};
+
+void read_default() {
+  pthread_attr_t d;
+  size_t stack = size_t{8} << 20, guard = 4096;
+  if (real().pthread_getattr_default_np(&d) == 0) {
+    pthread_attr_getstacksize(&d, &stack);
+    pthread_attr_getguardsize(&d, &guard);
+    pthread_attr_destroy(&d);
+  }
+  if (knobs().stack_bytes != 0) stack = knobs().stack_bytes;
+  default_guard.store(guard, std::memory_order_relaxed);
+  default_stack.store(stack, std::memory_order_release);
+}
+
+bool wants_kernel_thread(const pthread_attr_t* attr) {
+  int inherit = PTHREAD_INHERIT_SCHED, policy = SCHED_OTHER;
+  pthread_attr_getinheritsched(attr, &inherit);
+  pthread_attr_getschedpolicy(attr, &policy);
+  if (inherit == PTHREAD_EXPLICIT_SCHED && policy != SCHED_OTHER) return true;
+  int scope = PTHREAD_SCOPE_SYSTEM;
+  pthread_attr_getscope(attr, &scope);
+  // Without an affinity of its own the object answers with every bit set.
+  cpu_set_t set[16];
+  memset(set, 0, sizeof set);
+  if (pthread_attr_getaffinity_np(attr, sizeof set, set) != 0) return false;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(set);
+  for (size_t i = 0; i < sizeof set; i++)
+    if (bytes[i] != 0xff) return true;
+  return false;
+}
+
+}  // namespace
+
+void spawn_attr_forget_default() { default_stack.store(0, std::memory_order_relaxed); }
+
+bool spawn_attr(const pthread_attr_t* attr, SpawnAttr* out) {
+  if (default_stack.load(std::memory_order_acquire) == 0) read_default();
+  out->stack_bytes = default_stack.load(std::memory_order_relaxed);
+  out->guard_bytes = default_guard.load(std::memory_order_relaxed);
+  if (attr == nullptr) return true;
+  if (wants_kernel_thread(attr)) return false;
+  int detach = PTHREAD_CREATE_JOINABLE;
+  pthread_attr_getdetachstate(attr, &detach);
+  out->detached = detach == PTHREAD_CREATE_DETACHED;
+  pthread_attr_getguardsize(attr, &out->guard_bytes);
+  void* base = nullptr;
+  size_t bytes = 0;
+  pthread_attr_getstack(attr, &base, &bytes);
+  // An object without a stack of the program's answers with 0 as the stack's upper end.
+  if (reinterpret_cast<uintptr_t>(base) + bytes != 0) {
+    out->user_stack = base;
+    out->stack_bytes = bytes;
+    out->guard_bytes = 0;
+  } else if (bytes != 0) {
+    out->stack_bytes = bytes;
+  }
+  sigset_t set;
+  if (pthread_attr_getsigmask_np(attr, &set) == 0) {
+    out->has_sigmask = true;
+    memcpy(&out->sigmask, &set, sizeof out->sigmask);
+  }
+  return true;
+}
+
+}  // namespace weft
+
+using namespace weft;
+
+// For garbage collectors above all: the stack reported contains every frame of the thread.
+WEFT_EXPORT int pthread_getattr_np(pthread_t pt, pthread_attr_t* attr) {
+  G* g = g_of(pt);
+  if (g == nullptr || g->cls == nullptr) return real().pthread_getattr_np(pt, attr);
+  Thread* t = thread_of(g);
+  int err = pthread_attr_init(attr);
+  if (err != 0) return err;
+  pthread_attr_setstack(attr, g->stack_hi - t->stack_bytes, t->stack_bytes);
+  pthread_attr_setguardsize(attr, t->guard_bytes);
+  bool detached = t->join.load(std::memory_order_relaxed) == kDetached;
+  pthread_attr_setdetachstate(attr, detached ? PTHREAD_CREATE_DETACHED : PTHREAD_CREATE_JOINABLE);
+  return 0;
+}
+
+WEFT_EXPORT int pthread_setattr_default_np(const pthread_attr_t* attr) {
+  int r = real().pthread_setattr_default_np(attr);
+  if (r == 0) spawn_attr_forget_default();
+  return r;
+}

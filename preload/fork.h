@@ -1,0 +1,18 @@
+// fork.h - what fork needs of boot, and what raw forks (clone, syscall) need of fork.cc.
+#pragma once
+
+#include <stdint.h>
+
+namespace weft {
+
+// Registers our atfork handlers, once. Boot, and __register_atfork's interposer, before
+// any other handler of the process.
+void fork_hooks_install();
+
+// Around a raw fork-like system call on any thread: fork_begin before it, then one of the
+// other two by the result. Signals are blocked in between; nothing of the program runs.
+void fork_begin();
+void fork_in_parent();
+void fork_in_child();
+
+}  // namespace weft

@@ -1,0 +1,286 @@
+// io_rw.cc - read, write and their vector, positioned and fortified forms.
+//
+// A descriptor that can be waited for is tried once without blocking: sockets by
+// MSG_DONTWAIT, pipes and the like by RWF_NOWAIT, the rest by poll and then the call inside
+// the syscall protocol. EAGAIN parks the G in the netpoller. Everything else (files,
+// foreign threads, before boot) is the plain call.
+//
+// A read that gave less than asked for has emptied a TCP stream or a pipe. If no edge came
+// since, the next read would find nothing: it parks without a try (`drained`). Not after
+// hang-up or urgent data, which end reads early, and not where attributes are uncertain.
+#include "preload/io_rw.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+namespace weft {
+namespace {
+
+constexpr size_t kMaxRw = 0x7ffff000;  // MAX_RW_COUNT: the kernel never moves more
+
+bool nowait_ok(const PollDesc* pd, PollDir dir) {
+  return (io_notes(pd) & (uint32_t{kNoteNoNowait} << dir | kNoteOdd)) == 0 &&
+         io_kind(pd) <= kIoNowait;
+}
+
+// RWF_NOWAIT was refused, or the file is not what we took it for.
+bool refused(PollDesc* pd, PollDir dir, long r) {
+  if (r != -EOPNOTSUPP && r != -EINVAL && r != -ENOSYS && r != -ESPIPE) return false;
+  io_note(pd, uint32_t{kNoteNoNowait} << dir);
+  return true;
+}
+
+bool believe_drained(const PollDesc* pd, const IoCall& c) {
+  return pd->drained.load(std::memory_order_relaxed) == (uint64_t{1} << 32 | c.turn.seq) &&
+         pd->sticky.load(std::memory_order_acquire) == 0 && io_surely_blocking(pd, kPollIn);
+}
+
+// A short read: empty as of `seq`, if edges are being counted (armed).
+void note_short_read(PollDesc* pd, const IoCall& c) {
+  uint32_t k = io_kind(pd);
+  if (k != kIoTcp && k != kIoPipe) return;
+  if (c.turn.orphan || (pd->armed & 1u << kPollIn) == 0 || (io_notes(pd) & kNoteOdd) != 0) return;
+  pd->drained.store(uint64_t{1} << 32 | c.turn.seq, std::memory_order_relaxed);
+}
+
+// recv with nothing asked for waits on datagram sockets; read with nothing never does.
+template <class Try, class Block>
+long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
+  IoCall c;
+  io_begin(c, pd, kPollIn, Wait::kRead);
+  for (;;) {
+    io_sample(c);
+    long r = WEFT_UNLIKELY(believe_drained(pd, c)) ? -EAGAIN : try_once(io_fd(c));
+    if (r > 0 && static_cast<size_t>(r) < n) note_short_read(pd, c);
+    if (r != -EAGAIN) return io_end(c, r);
+    int w = io_block(c);
+    if (w == 0) continue;
+    if (w != kCannotWait) return io_end(c, w);
+    int fd = io_fd(c);
+    r = in_syscall_block([&] { return in_kernel(fd); });
+    io_end(c, 0);
+    if (r == -EINTR) cancel_point();
+    return r;
+  }
+}
+
+long try_read(PollDesc* pd, int fd, void* buf, size_t n) {
+  if (io_is_socket(io_kind(pd)) && (io_notes(pd) & kNoteOdd) == 0) {
+    long r = sys_call(SYS_recvfrom, fd, sys_arg(buf), sys_arg(n), MSG_DONTWAIT, 0, 0);
+    if (WEFT_LIKELY(r != -ENOTSOCK)) return r;
+    io_probe(pd);
+  }
+  struct iovec one = {buf, n};
+  return try_readv(pd, fd, &one, 1, 0);
+}
+
+long try_write(PollDesc* pd, int fd, const void* buf, size_t n, bool first) {
+  uint32_t k = io_kind(pd);
+  if (k == kIoTcp || k == kIoStream) {
+    // A broken connection after part of the data raises no SIGPIPE: the count is returned.
+    long r = sys_call(SYS_sendto, fd, sys_arg(buf), sys_arg(n),
+                      MSG_DONTWAIT | (first ? 0 : MSG_NOSIGNAL), 0, 0);
+    if (WEFT_LIKELY(r != -ENOTSOCK)) return r;
+    io_probe(pd);
+  }
+  struct iovec one = {const_cast<void*>(buf), n};
+  return try_writev(pd, fd, &one, 1, 0, first);
+}
+
+}  // namespace
+
+size_t iov_bytes(const struct iovec* iov, int count) {
+  size_t n = 0;
+  for (int i = 0; i < count; i++) n += iov[i].iov_len;
+  return n < kMaxRw ? n : kMaxRw;
+}
+
+void iov_window(IovWindow& w, const struct iovec* iov, int count, size_t done) {
+  w.n = 0;
+  for (int i = 0; i < count && w.n < IovWindow::kWindow; i++) {
+    if (done >= iov[i].iov_len) {
+      done -= iov[i].iov_len;
+      continue;
+    }
+    w.piece[w.n++] = {static_cast<char*>(iov[i].iov_base) + done, iov[i].iov_len - done};
+    done = 0;
+  }
+}
+
+long try_readv(PollDesc* pd, int fd, const struct iovec* iov, int count, int flags) {
+  if (nowait_ok(pd, kPollIn)) {
+    long r = sys_call(SYS_preadv2, fd, sys_arg(iov), count, -1, -1, flags | RWF_NOWAIT);
+    if (!refused(pd, kPollIn, r)) return r;
+  }
+  if (long r = io_poll_now(fd, kPollIn); r != 0) return r;
+  return in_syscall([&] { return sys_call(SYS_preadv2, fd, sys_arg(iov), count, -1, -1, flags); });
+}
+
+long try_writev(PollDesc* pd, int fd, const struct iovec* iov, int count, int flags, bool first) {
+  uint32_t k = io_kind(pd);
+  if ((k == kIoTcp || k == kIoStream) && !first) {
+    struct msghdr m = {};
+    m.msg_iov = const_cast<struct iovec*>(iov);
+    m.msg_iovlen = static_cast<size_t>(count);
+    return sys_call(SYS_sendmsg, fd, sys_arg(&m), MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
+  // A unix datagram socket waits for its peer's queue, of which poll knows nothing.
+  if (k == kIoDgram && (io_notes(pd) & kNoteUnix) != 0)
+    return in_syscall([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags); });
+  if (nowait_ok(pd, kPollOut)) {
+    long r = sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags | RWF_NOWAIT);
+    if (!refused(pd, kPollOut, r)) return r;
+  }
+  if (long r = io_poll_now(fd, kPollOut); r != 0) return r;
+  return in_syscall([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags); });
+}
+
+namespace {
+
+long g_read(int fd, void* buf, size_t n) {
+  cancel_point();
+  PollDesc* pd = io_desc(fd);
+  if (pd == nullptr || n == 0)
+    return io_kernel([&] { return sys_call(SYS_read, fd, sys_arg(buf), sys_arg(n)); });
+  return read_some(
+      pd, n, [&](int at) { return try_read(pd, at, buf, n); },
+      [&](int at) { return sys_call(SYS_read, at, sys_arg(buf), sys_arg(n)); });
+}
+
+long g_write(int fd, const void* buf, size_t n) {
+  cancel_point();
+  PollDesc* pd = io_desc(fd);
+  if (pd == nullptr || n == 0)
+    return io_kernel([&] { return sys_call(SYS_write, fd, sys_arg(buf), sys_arg(n)); });
+  auto* from = static_cast<const char*>(buf);
+  size_t total = n < kMaxRw ? n : kMaxRw;
+  return io_write_all(
+      pd, total,
+      [&](int at, size_t done) { return try_write(pd, at, from + done, total - done, done == 0); },
+      [&](int at, size_t done) {
+        return sys_call(SYS_write, at, sys_arg(from + done), sys_arg(total - done));
+      });
+}
+
+long g_readv(int fd, const struct iovec* iov, int count, int flags) {
+  cancel_point();
+  PollDesc* pd = io_desc(fd);
+  auto whole = [&](int at) {
+    return sys_call(SYS_preadv2, at, sys_arg(iov), count, -1, -1, flags);
+  };
+  if (pd == nullptr || count <= 0 || count > IOV_MAX || (flags & RWF_NOWAIT) != 0)
+    return io_kernel([&] { return whole(fd); });
+  return read_some(
+      pd, 0, [&](int at) { return try_readv(pd, at, iov, count, flags); }, whole);
+}
+
+long g_writev(int fd, const struct iovec* iov, int count, int flags) {
+  cancel_point();
+  PollDesc* pd = io_desc(fd);
+  if (pd == nullptr || count <= 0 || count > IOV_MAX || (flags & RWF_NOWAIT) != 0)
+    return io_kernel([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags); });
+  size_t total = kMaxRw;  // summed up only after a short write: a bad pointer is the kernel's to find
+  auto put = [&](int at, size_t done) {
+    if (done == 0) {
+      long r = try_writev(pd, at, iov, count, flags, true);
+      if (r >= 0) total = iov_bytes(iov, count);
+      return r;
+    }
+    IovWindow w;
+    iov_window(w, iov, count, done);
+    return try_writev(pd, at, w.piece, w.n, flags, false);
+  };
+  return io_write_all(pd, total, put, [&](int at, size_t done) {
+    if (done == 0) return sys_call(SYS_pwritev2, at, sys_arg(iov), count, -1, -1, flags);
+    IovWindow w;
+    iov_window(w, iov, count, done);
+    return sys_call(SYS_pwritev2, at, sys_arg(&w.piece[0]), w.n, -1, -1, flags);
+  });
+}
+
+}  // namespace
+}  // namespace weft
+
+using namespace weft;
+
+WEFT_EXPORT ssize_t read(int fd, void* buf, size_t n) {
+  if (this_g() == nullptr) return real().read(fd, buf, n);
+  return errno_ret(g_read(fd, buf, n));
+}
+
+WEFT_EXPORT ssize_t __read_chk(int fd, void* buf, size_t n, size_t room) {
+  if (this_g() == nullptr || n > room) return real().__read_chk(fd, buf, n, room);
+  return errno_ret(g_read(fd, buf, n));
+}
+
+WEFT_EXPORT ssize_t write(int fd, const void* buf, size_t n) {
+  if (this_g() == nullptr) return real().write(fd, buf, n);
+  return errno_ret(g_write(fd, buf, n));
+}
+
+WEFT_EXPORT ssize_t readv(int fd, const struct iovec* iov, int count) {
+  if (this_g() == nullptr) return real().readv(fd, iov, count);
+  return errno_ret(g_readv(fd, iov, count, 0));
+}
+
+WEFT_EXPORT ssize_t writev(int fd, const struct iovec* iov, int count) {
+  if (this_g() == nullptr) return real().writev(fd, iov, count);
+  return errno_ret(g_writev(fd, iov, count, 0));
+}
+
+// ---------------------------------------------------------------- at a position: files
+
+WEFT_EXPORT ssize_t pread(int fd, void* buf, size_t n, off_t at) {
+  if (this_g() == nullptr) return real().pread(fd, buf, n, at);
+  return errno_ret(
+      io_kernel([&] { return sys_call(SYS_pread64, fd, sys_arg(buf), sys_arg(n), at); }));
+}
+
+WEFT_EXPORT ssize_t pwrite(int fd, const void* buf, size_t n, off_t at) {
+  if (this_g() == nullptr) return real().pwrite(fd, buf, n, at);
+  return errno_ret(
+      io_kernel([&] { return sys_call(SYS_pwrite64, fd, sys_arg(buf), sys_arg(n), at); }));
+}
+
+WEFT_EXPORT ssize_t __pread_chk(int fd, void* buf, size_t n, off_t at, size_t room) {
+  if (n > room) return real().__pread_chk(fd, buf, n, at, room);
+  return pread(fd, buf, n, at);
+}
+
+WEFT_EXPORT ssize_t preadv(int fd, const struct iovec* iov, int count, off_t at) {
+  if (this_g() == nullptr) return real().preadv(fd, iov, count, at);
+  return errno_ret(
+      io_kernel([&] { return sys_call(SYS_preadv, fd, sys_arg(iov), count, at, 0); }));
+}
+
+WEFT_EXPORT ssize_t pwritev(int fd, const struct iovec* iov, int count, off_t at) {
+  if (this_g() == nullptr) return real().pwritev(fd, iov, count, at);
+  return errno_ret(
+      io_kernel([&] { return sys_call(SYS_pwritev, fd, sys_arg(iov), count, at, 0); }));
+}
+
+WEFT_EXPORT ssize_t preadv2(int fd, const struct iovec* iov, int count, off_t at, int flags) {
+  if (this_g() == nullptr) return real().preadv2(fd, iov, count, at, flags);
+  if (at == -1) return errno_ret(g_readv(fd, iov, count, flags));
+  return errno_ret(
+      io_kernel([&] { return sys_call(SYS_preadv2, fd, sys_arg(iov), count, at, 0, flags); }));
+}
+
+WEFT_EXPORT ssize_t pwritev2(int fd, const struct iovec* iov, int count, off_t at, int flags) {
+  if (this_g() == nullptr) return real().pwritev2(fd, iov, count, at, flags);
+  if (at == -1) return errno_ret(g_writev(fd, iov, count, flags));
+  return errno_ret(
+      io_kernel([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, at, 0, flags); }));
+}
+
+WEFT_TWIN(ssize_t, __read, read, (int, void*, size_t));
+WEFT_TWIN(ssize_t, __write, write, (int, const void*, size_t));
+WEFT_TWIN(ssize_t, __pread64, pread, (int, void*, size_t, off64_t));
+WEFT_TWIN(ssize_t, __pwrite64, pwrite, (int, const void*, size_t, off64_t));
+WEFT_TWIN(ssize_t, pread64, pread, (int, void*, size_t, off64_t));
+WEFT_TWIN(ssize_t, pwrite64, pwrite, (int, const void*, size_t, off64_t));
+WEFT_TWIN(ssize_t, __pread64_chk, __pread_chk, (int, void*, size_t, off64_t, size_t));
+WEFT_TWIN(ssize_t, preadv64, preadv, (int, const struct iovec*, int, off64_t));
+WEFT_TWIN(ssize_t, pwritev64, pwritev, (int, const struct iovec*, int, off64_t));
+WEFT_TWIN(ssize_t, preadv64v2, preadv2, (int, const struct iovec*, int, off64_t, int));
+WEFT_TWIN(ssize_t, pwritev64v2, pwritev2, (int, const struct iovec*, int, off64_t, int));

@@ -1,0 +1,69 @@
+// io_wait.cc - see io_wait.h.
+#include "preload/io_wait.h"
+
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "preload/cancel.h"
+
+namespace weft {
+
+// The signal layer's answer for the handler that just ran on this G, where it is linked.
+__attribute__((weak)) bool signal_last_handler_restarts(G* g);
+
+bool io_restart_after_interrupt() {
+  return &signal_last_handler_restarts != nullptr && signal_last_handler_restarts(t_g);
+}
+
+namespace {
+
+// A terminal may want the caller in read(2) itself: a background process is to be stopped
+// by SIGTTIN at once, and without ICANON the reader's VTIME and VMIN count, which poll does
+// not know.
+bool tty_wants_caller(int fd) {
+  struct termios t;
+  if (sys_call(SYS_ioctl, fd, TCGETS, sys_arg(&t)) != 0) return false;
+  // The kernel's struct is shorter; c_cc starts at the same place in both.
+  if ((t.c_lflag & ICANON) == 0 && (t.c_cc[VTIME] != 0 || t.c_cc[VMIN] != 1)) return true;
+  int group = 0;
+  if (sys_call(SYS_ioctl, fd, TIOCGPGRP, sys_arg(&group)) != 0) return false;
+  return group != sys_call(SYS_getpgid, 0);
+}
+
+}  // namespace
+
+long io_poll_now(int fd, PollDir dir) {
+  struct pollfd p = {fd, static_cast<short>(dir == kPollIn ? POLLIN | POLLRDHUP : POLLOUT), 0};
+  return sys_call(SYS_poll, sys_arg(&p), 1, 0) == 0 ? -EAGAIN : 0;
+}
+
+int io_block(IoCall& c) {
+  PollDesc* pd = c.turn.pd;
+  if (!c.asked) {
+    c.asked = true;
+    IoAttr a;
+    int err = io_attr(pd, static_cast<PollDir>(c.turn.dir), &a);
+    if (err < 0) return err;
+    if (a.nonblock) return -EAGAIN;
+    if (a.timeo_ns != 0) {
+      c.timed = true;
+      c.deadline_ns = host_now_ns() + a.timeo_ns;
+    }
+    if (WEFT_UNLIKELY(io_kind(pd) == kIoTty) && c.turn.dir == kPollIn && tty_wants_caller(pd->fd))
+      return kCannotWait;
+  }
+  int w = poll_turn_wait(c.turn, c.deadline_ns, c.why);
+  if (WEFT_LIKELY(w == 0)) return 0;
+  if (w == -ETIMEDOUT) return -EAGAIN;
+  if (w == -EBADF) return w;
+  if (w != -EINTR) return kCannotWait;
+  if (!c.started && cancel_pending()) {
+    poll_turn_end(c.turn);
+    cancel_point();
+  }
+  return !c.timed && !c.started && io_restart_after_interrupt() ? 0 : -EINTR;
+}
+
+}  // namespace weft

@@ -1,0 +1,89 @@
+// io_wait.h - the loop of every call that may have to wait for a descriptor.
+//
+//   IoCall c;  io_begin(c, pd, dir, why);
+//   for (;;) {
+//     io_sample(c);
+//     long r = <try once, without blocking, on io_fd(c)>;
+//     if (r != -EAGAIN) return io_end(c, r);
+//     int w = io_block(c);             // 0: try again
+//     if (w != 0) return io_end(c, w); // kCannotWait: do it in the kernel
+//   }
+// io_run is that loop. Nothing in it has a destructor: a cancel may unwind from io_block
+// (which has ended the turn by then).
+#pragma once
+
+#include "preload/io_fd.h"
+
+namespace weft {
+
+// epoll does not take the file, or the line discipline wants the caller itself.
+constexpr int kCannotWait = -4095;
+
+struct IoCall {
+  PollTurn turn;
+  uint64_t deadline_ns = kNever;
+  Wait why = Wait::kRead;
+  bool asked = false;   // attributes are known
+  bool timed = false;   // the socket has a timeout: never restarted after a handler
+  bool started = false; // something was transferred: EINTR ends the call, no cancel
+};
+
+inline void io_begin(IoCall& c, PollDesc* pd, PollDir dir, Wait why) {
+  poll_turn_begin(c.turn, pd, dir);
+  c.why = why;
+}
+inline void io_sample(IoCall& c) { poll_turn_sample(c.turn); }
+inline int io_fd(const IoCall& c) { return c.turn.pd->fd; }
+inline long io_end(IoCall& c, long r) {
+  poll_turn_end(c.turn);
+  return r;
+}
+// After EAGAIN: answers -EAGAIN if the program wants just that, else waits.
+// 0: try again; kCannotWait; -EAGAIN (also: the socket's timeout), -EINTR, -EBADF.
+int io_block(IoCall& c);
+
+// Whether a wait that a signal handler interrupted goes on (SA_RESTART) or ends in EINTR:
+// the one place that decides it.
+bool io_restart_after_interrupt();
+
+// One try's poll for the kinds that have no flag: -EAGAIN or 0.
+long io_poll_now(int fd, PollDir dir);
+
+template <class Try, class Block>
+inline long io_run(PollDesc* pd, PollDir dir, Wait why, Try try_once, Block in_kernel) {
+  IoCall c;
+  io_begin(c, pd, dir, why);
+  for (;;) {
+    io_sample(c);
+    long r = try_once(io_fd(c));
+    if (WEFT_LIKELY(r != -EAGAIN)) return io_end(c, r);
+    int w = io_block(c);
+    if (w == 0) continue;
+    int fd = io_fd(c);
+    if (w == kCannotWait) {
+      r = in_syscall_block([&] { return in_kernel(fd); });
+      io_end(c, 0);
+      if (r == -EINTR) cancel_point();
+      return r;
+    }
+    return io_end(c, w);
+  }
+}
+
+// A call that may block in the kernel, as a cancellation point.
+template <class F>
+inline long io_kernel(F f) {
+  cancel_point();
+  long r = in_syscall(f);
+  if (r == -EINTR) cancel_point();
+  return r;
+}
+template <class F>
+inline long io_kernel_block(F f) {
+  cancel_point();
+  long r = in_syscall_block(f);
+  if (r == -EINTR) cancel_point();
+  return r;
+}
+
+}  // namespace weft

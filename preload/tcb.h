@@ -1,0 +1,45 @@
+// tcb.h - makes a G a complete thread to glibc: TCB, static TLS, dtv, and what libc reads.
+//
+// Facts this rests on are in DESIGN section 2. No offset is hard-coded beyond the TCB
+// header that compilers rely on (self 0x10, canary 0x28, pointer guard 0x30): sizes come
+// from _thread_db_* and _dl_get_tls_static_info, the robust list's place from
+// get_robust_list(2). tcb_probe() checks all of it on the calling thread; if anything is
+// off, weft stays native.
+//
+// Recycling: at a thread's end its TLS is put back in shape on its own TCB (tcb_reset):
+// every module's static block from its image, dynamically loaded modules' blocks freed,
+// libc's own segment kept (it holds the malloc cache), libweft's kept (it holds t_g).
+#pragma once
+
+#include "sched/g.h"
+
+namespace weft {
+
+// Null when everything is as expected, else why not (one clause, for the user).
+const char* tcb_probe();
+size_t tcb_static_below();
+size_t tcb_pthread_bytes();
+
+// Makes g's TCB and TLS from nothing; allocates the dtv with the program's malloc. False:
+// no memory. `g->vtid` is set. Caller: the creator, outside the engine.
+bool tcb_make(G* g);
+// Called by the new thread itself before anything else when its TCB was made just now.
+void tcb_first_run();
+// C++ thread_local destructors of the calling thread.
+void tcb_run_dtors();
+// At the end of a thread, on it, outside the engine: see above.
+void tcb_reset(G* g);
+// dlopen or dlclose was called: modules may have come or gone.
+void tcb_modules_stale();
+// If stale: reads the modules anew; initial-exec TLS of new ones is set in every G that
+// exists. Outside the engine. Cheap when nothing is stale.
+void tcb_modules_refresh();
+// Takes the caller's kernel thread's rseq registration back: its TCB migrates from now on.
+void tcb_unregister_rseq();
+// In a fork child, on g: off libc's list of threads (fork's child put it there), linked to
+// itself again.
+void tcb_after_fork_child(G* g);
+// Writes what libc believes to be the thread's id.
+void tcb_set_tid(G* g, uint32_t tid);
+
+}  // namespace weft

@@ -1,0 +1,349 @@
+// thread.cc - pthread_create to the end of a thread.
+//
+// A G's first code is host_g_main: it leaves a cancellation jump buffer, as libc's own
+// threads do, so that libc's pthread_exit unwinds C++ frames and cleanup handlers and
+// lands back here. The end: thread_local destructors, TSD destructors, TLS back in shape,
+// then the joiner is told and the stack left.
+//
+// Everything pthread_* may ask about a thread stands before it can run: it may look itself
+// up before its creator's pthread_create has returned (Java and Ruby do).
+#include "preload/thread.h"
+
+#include <limits.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "preload/api.h"
+#include "preload/cancel.h"
+#include "preload/knobs.h"
+#include "preload/signals.h"
+#include "preload/spawn_attr.h"
+#include "preload/tcb.h"
+#include "sched/stack.h"
+
+extern "C" {
+// What pthread_cleanup_push expanded to in C before 2.34; still exported.
+extern int __sigsetjmp(struct __jmp_buf_tag*, int) __attribute__((returns_twice));
+extern void __pthread_register_cancel(__pthread_unwind_buf_t*);
+extern void __pthread_unregister_cancel(__pthread_unwind_buf_t*);
+}
+
+namespace weft {
+
+std::atomic<uint32_t> live_threads{0};
+
+namespace {
+
+constexpr uint32_t kFirstVtid = 1u << 22;  // above any kernel tid (PID_MAX_LIMIT)
+
+void set_stack(G* g, const SpawnAttr& a) {
+  TcbLayout l = host_tcb_layout();
+  g->stack_lo = g->slot_lo + g->guard_bytes;
+  g->stack_hi = reinterpret_cast<char*>((g->fs - l.below_bytes) & ~uintptr_t{63});
+  if (a.user_stack != nullptr) {
+    g->stack_lo = static_cast<char*>(a.user_stack);
+    g->stack_hi = g->stack_lo + a.stack_bytes;
+  }
+}
+
+// A G with a complete TCB, not running; null with *err set.
+G* make_thread(const SpawnAttr& a, int* err) {
+  // With a stack of the program's, the slot holds only the TCB.
+  G* self = this_g();
+  if (self != nullptr) engine_enter(self);
+  G* g = a.user_stack != nullptr ? g_alloc(kPageBytes, 0) : g_alloc(a.stack_bytes, a.guard_bytes);
+  if (self != nullptr) engine_exit(self);
+  if (g == nullptr) {
+    *err = EAGAIN;
+    return nullptr;
+  }
+  set_stack(g, a);
+  prepare_thread(g);
+  Thread* t = thread_of(g);
+  if (g->fresh) {
+    if (!tcb_make(g)) {  // outside the engine: the dtv comes from the program's malloc
+      if (self != nullptr) engine_enter(self);
+      g_free(g);
+      if (self != nullptr) engine_exit(self);
+      *err = EAGAIN;
+      return nullptr;
+    }
+    g->fresh = false;
+    t->first_run = true;
+  }
+  t->stack_bytes = a.stack_bytes;
+  t->guard_bytes = a.guard_bytes;
+  t->join.store(a.detached ? kDetached : kJoinable, std::memory_order_relaxed);
+  Thread* creator = this_thread();
+  memcpy(t->name, creator != nullptr ? creator->name : "", creator != nullptr ? sizeof t->name : 1);
+  return g;
+}
+
+int create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
+           int (*start_c11)(void*), void* arg) {
+  SpawnAttr a;
+  if (!spawn_attr(attr, &a)) return -1;  // natively, please
+  int err = 0;
+  tcb_modules_refresh();
+  G* self = this_g();
+  G* g = make_thread(a, &err);
+  if (g == nullptr) return err;
+  Thread* t = thread_of(g);
+  t->start = start;
+  t->start_c11 = start_c11;
+  t->arg = arg;
+  uint64_t mask = a.has_sigmask ? a.sigmask : 0;
+  if (!a.has_sigmask) {
+    if (self != nullptr) mask = self->sigmask;
+    else sys_sigprocmask(0, nullptr, &mask);
+  }
+  g->sigmask = mask & kAllSignals;
+  if (a.has_sigmask) masks_note(0, ~g->sigmask);
+  live_threads.fetch_add(1, std::memory_order_relaxed);
+  *out = pthread_of(g);
+  g_prepare(g, g->stack_hi, [](void* p) { host_g_main(static_cast<G*>(p)); }, g);
+  if (self != nullptr) engine_enter(self);
+  g_start(g);
+  if (self != nullptr) engine_exit(self);
+  return 0;
+}
+
+}  // namespace
+
+// Fields of a new life, for a slot fresh or recycled.
+void prepare_thread(G* g) {
+  auto* t = reinterpret_cast<Thread*>(g->fs + round_up(tcb_pthread_bytes(), 16));
+  if (g->thread == nullptr) {
+    g->thread = t;
+    t->g = g;
+    g->vtid = kFirstVtid + g->index;
+  }
+  t->result = nullptr;
+  t->joining.store(0, std::memory_order_relaxed);
+  t->joins.store(nullptr, std::memory_order_relaxed);
+  t->cancel_requested.store(0, std::memory_order_relaxed);
+  t->cancel_disabled = t->cancel_async = t->exiting = false;
+  t->first_run = false;
+  t->sigwait_set.store(0, std::memory_order_relaxed);
+  t->sig_no_restart = false;
+  g->no_preempt = 0;
+  t->alive.store(true, std::memory_order_relaxed);
+  g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it
+  g->attention.store(0, std::memory_order_relaxed);
+  g->altstack = AltStack{};
+  g->wired = false;
+  g->wait = Wait::kNone;
+  g->wake_habit = 0;
+  g->ready_tsc = 0;
+}
+
+G* g_of(pthread_t pt) {
+  G* self = t_g;
+  if (self != nullptr && !self->is_g0 && self->fs == pt) return self;
+  G* g = g_at(reinterpret_cast<void*>(pt));
+  if (g == nullptr) g = first_thread();
+  return g != nullptr && g->fs == pt && g->thread != nullptr ? g : nullptr;
+}
+
+Thread* own_thread() {
+  if (Thread* t = this_thread()) return t;
+  G* g = sched.booted.load(std::memory_order_relaxed) ? nullptr : g_at(__builtin_thread_pointer());
+  return g == nullptr ? nullptr : thread_of(g);
+}
+
+void host_g_main(G* g) {
+  engine_exit(g);
+  Thread* t = thread_of(g);
+  if (WEFT_UNLIKELY(t->first_run)) tcb_first_run();
+  __pthread_unwind_buf_t buf;
+  if (__builtin_expect(
+          __sigsetjmp(reinterpret_cast<struct __jmp_buf_tag*>(buf.__cancel_jmp_buf), 0) == 0, 1)) {
+    __pthread_register_cancel(&buf);
+    cancel_point_at_start();
+    if (t->start_c11 != nullptr)
+      t->result = reinterpret_cast<void*>(static_cast<intptr_t>(t->start_c11(t->arg)));
+    else
+      t->result = t->start(t->arg);
+  }
+  // Not by t_g: in a fork child of this thread it is null until something boots again.
+  thread_finish(t);
+}
+
+void thread_finish(Thread* t) {
+  G* g = t->g;
+  t->exiting = true;
+  tcb_run_dtors();
+  tsd_run_destructors(t);
+  if (t_g == nullptr) exit(0);  // the only thread of a fork child that never booted
+  tcb_modules_refresh();
+  // Natively the last thread's end is exit(0), run by it, with its TLS still there.
+  if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
+  bool slot = g->cls != nullptr;  // the first thread's TCB stays as it is
+  if (slot) tcb_reset(g);
+  t->alive.store(false, std::memory_order_relaxed);
+  if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);
+  bool wired = g->wired;
+  if (!wired) engine_enter(g);
+  g_mark_dead(g);
+  uint32_t was = kJoinable;
+  // From this CAS on a joiner may free the slot; it waits for on_cpu before reuse.
+  if (t->join.compare_exchange_strong(was, kEnded, std::memory_order_acq_rel)) {
+    gfutex_wake(&t->join, 1);
+  } else if (slot) {
+    g_free(g);
+  }
+  g_exit();
+}
+
+}  // namespace weft
+
+using namespace weft;
+
+// POSIX pthread_create. EAGAIN when no slot can be had. Attributes that mean a kernel
+// thread (explicit scheduling, affinity) give one.
+WEFT_EXPORT int pthread_create(pthread_t* out, const pthread_attr_t* attr,
+                               void* (*start)(void*), void* arg) {
+  if (!weft_boot()) return real().pthread_create(out, attr, start, arg);
+  int r = create(out, attr, start, nullptr, arg);
+  return r >= 0 ? r : real().pthread_create(out, attr, start, arg);
+}
+
+WEFT_EXPORT int thrd_create(thrd_t* out, thrd_start_t start, void* arg) {
+  if (!weft_boot()) return real().thrd_create(out, start, arg);
+  int r = create(out, nullptr, nullptr, start, arg);
+  return r == 0 ? thrd_success : r == ENOMEM ? thrd_nomem : thrd_error;
+}
+
+namespace {
+
+// EDEADLK when t waits for us, directly.
+int join_check(Thread* self, Thread* t) {
+  if (t->join.load(std::memory_order_acquire) == kDetached) return EINVAL;
+  if (self == t) return EDEADLK;
+  if (self != nullptr && t->joins.load(std::memory_order_acquire) == self) return EDEADLK;
+  uint32_t free = 0;
+  if (!t->joining.compare_exchange_strong(free, 1, std::memory_order_acq_rel)) return EINVAL;
+  return 0;
+}
+
+int join_until(G* g, void** result, uint64_t deadline_ns) {
+  Thread* t = thread_of(g);
+  // Joined or detached, and gone. (Not alive but kJoinable: it is just ending.)
+  if (t->join.load(std::memory_order_acquire) == kDetached &&
+      !t->alive.load(std::memory_order_acquire))
+    return ESRCH;
+  Thread* self = this_thread();
+  if (int err = join_check(self, t)) return err;
+  if (self != nullptr) self->joins.store(t, std::memory_order_release);
+  int err = 0;
+  while (t->join.load(std::memory_order_acquire) == kJoinable && err != ETIMEDOUT) {
+    int r = gfutex_wait(&t->join, kJoinable, deadline_ns, Wait::kJoin, true);
+    if (r == -ETIMEDOUT && t->join.load(std::memory_order_acquire) == kJoinable) err = ETIMEDOUT;
+    if (r == -EINTR && cancel_pending()) {
+      if (self != nullptr) self->joins.store(nullptr, std::memory_order_relaxed);
+      t->joining.store(0, std::memory_order_release);
+      cancel_point();
+    }
+  }
+  if (self != nullptr) self->joins.store(nullptr, std::memory_order_relaxed);
+  if (err != 0) {
+    t->joining.store(0, std::memory_order_release);
+    return err;
+  }
+  if (result != nullptr) *result = t->result;
+  t->join.store(kDetached, std::memory_order_relaxed);  // a second join: ESRCH or EINVAL
+  if (g->cls != nullptr) {
+    G* me = this_g();
+    if (me != nullptr) engine_enter(me);
+    g_free(g);
+    if (me != nullptr) engine_exit(me);
+  }
+  return 0;
+}
+
+template <class F>
+int native_wait(F f) {  // another kernel thread's end: its own futex, in the kernel
+  return in_syscall_block(f);
+}
+
+}  // namespace
+
+WEFT_EXPORT int pthread_join(pthread_t pt, void** result) {
+  G* g = g_of(pt);
+  if (g == nullptr) return native_wait([&] { return real().pthread_join(pt, result); });
+  cancel_point();
+  return join_until(g, result, kNever);
+}
+
+WEFT_EXPORT int pthread_tryjoin_np(pthread_t pt, void** result) {
+  G* g = g_of(pt);
+  if (g == nullptr) return real().pthread_tryjoin_np(pt, result);
+  if (thread_of(g)->join.load(std::memory_order_acquire) == kJoinable) return EBUSY;
+  return join_until(g, result, kNever);
+}
+
+WEFT_EXPORT int pthread_clockjoin_np(pthread_t pt, void** result, clockid_t clock,
+                                     const struct timespec* abs) {
+  G* g = g_of(pt);
+  if (g == nullptr)
+    return native_wait([&] { return real().pthread_clockjoin_np(pt, result, clock, abs); });
+  if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return EINVAL;
+  cancel_point();
+  if (abs == nullptr) return join_until(g, result, kNever);
+  if (thread_of(g)->join.load(std::memory_order_acquire) == kJoinable && !timespec_ok(abs))
+    return EINVAL;
+  return join_until(g, result, deadline_from(clock, abs));
+}
+
+WEFT_EXPORT int pthread_timedjoin_np(pthread_t pt, void** result, const struct timespec* abs) {
+  G* g = g_of(pt);
+  if (g == nullptr)
+    return native_wait([&] { return real().pthread_timedjoin_np(pt, result, abs); });
+  return pthread_clockjoin_np(pt, result, CLOCK_REALTIME, abs);
+}
+
+WEFT_EXPORT int pthread_detach(pthread_t pt) {
+  G* g = g_of(pt);
+  if (g == nullptr) return real().pthread_detach(pt);
+  Thread* t = thread_of(g);
+  if (t->joining.load(std::memory_order_acquire) != 0) return EINVAL;
+  uint32_t was = kJoinable;
+  if (t->join.compare_exchange_strong(was, kDetached, std::memory_order_acq_rel)) return 0;
+  if (was == kDetached) return t->alive.load(std::memory_order_acquire) ? EINVAL : ESRCH;
+  t->join.store(kDetached, std::memory_order_relaxed);
+  if (g->cls != nullptr) {
+    G* me = this_g();
+    if (me != nullptr) engine_enter(me);
+    g_free(g);
+    if (me != nullptr) engine_exit(me);
+  }
+  return 0;
+}
+
+// libc's own unwinds; our landing (host_g_main, main_landing.cc) finds the result here.
+WEFT_EXPORT void pthread_exit(void* result) {
+  if (Thread* t = own_thread()) {
+    t->result = result;
+    t->exiting = true;
+  }
+  real().pthread_exit(result);
+  __builtin_unreachable();
+}
+
+WEFT_EXPORT int thrd_join(thrd_t pt, int* result) {
+  if (g_of(pt) == nullptr) return native_wait([&] { return real().thrd_join(pt, result); });
+  void* r = nullptr;
+  if (pthread_join(pt, &r) != 0) return thrd_error;
+  if (result != nullptr) *result = static_cast<int>(reinterpret_cast<intptr_t>(r));
+  return thrd_success;
+}
+
+WEFT_EXPORT int thrd_detach(thrd_t pt) {
+  return pthread_detach(pt) == 0 ? thrd_success : thrd_error;
+}
+
+WEFT_EXPORT void thrd_exit(int result) {
+  pthread_exit(reinterpret_cast<void*>(static_cast<intptr_t>(result)));
+}

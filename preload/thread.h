@@ -1,0 +1,85 @@
+// thread.h - the pthread side of a G: what pthread_create asked for and pthread_join wants.
+//
+// A Thread lies behind struct pthread in its G's slot (the first thread's: static). Like
+// the G it is type-stable.
+//
+// Join protocol (Thread::join, one word that is also the futex joiners sleep on):
+//   kJoinable --end--> kEnded (joiner frees)        kJoinable --detach--> kDetached
+//   kDetached --end--> freed by itself              kEnded --detach--> freed by detach
+// Each arrow is a CAS; the loser of a race sees the other's state and acts on it.
+#pragma once
+
+#include <pthread.h>
+#include <resolv.h>
+
+#include "sched/g.h"
+#include "sched/lock.h"
+
+namespace weft {
+
+enum JoinState : uint32_t { kJoinable = 0, kEnded = 1, kDetached = 2 };
+
+// Signals queued for a thread or the process; sigsend.cc.
+struct PendingSet {
+  Lock lock;
+  std::atomic<uint64_t> bits{0};         // written under the lock
+  void* head = nullptr;                  // oldest first; guarded by lock
+};
+
+struct Thread {
+  G* g = nullptr;
+  void* (*start)(void*) = nullptr;
+  int (*start_c11)(void*) = nullptr;
+  void* arg = nullptr;
+  void* result = nullptr;
+  std::atomic<uint32_t> join{kJoinable};
+  std::atomic<uint32_t> joining{0};      // a joiner is at work: a second one gets EINVAL
+  std::atomic<Thread*> joins{nullptr};   // whom this thread joins, for EDEADLK
+  std::atomic<bool> alive{false};
+  bool tsd_used = false;
+  bool first_run = false;                // its TCB was made just now
+  // --- cancellation (cancel.cc); written by the thread, `requested` by anyone
+  std::atomic<uint32_t> cancel_requested{0};
+  bool cancel_disabled = false;
+  bool cancel_async = false;
+  bool exiting = false;                  // unwinding: no cancel is acted on any more
+  // --- signals (signals.h)
+  PendingSet pending;
+  std::atomic<uint64_t> sigwait_set{0};  // what it sleeps for in sigwait; senders look
+  uint64_t sig_handled = 0;              // handlers run so far; own thread only
+  bool sig_no_restart = false;           // one of them had no SA_RESTART
+  // --- attributes as pthread_getattr_np tells them
+  size_t stack_bytes = 0;
+  size_t guard_bytes = 0;
+  char name[16] = {};
+  struct __res_state res = {};
+};
+
+// Boots weft if that has not happened. False: this process runs natively.
+bool weft_boot();
+
+// The G behind a pthread_t, or null for native threads. Ended ones included.
+G* g_of(pthread_t t);
+inline Thread* thread_of(const G* g) { return static_cast<Thread*>(g->thread); }
+// The calling thread's Thread, wired ones included; null on foreign threads.
+inline Thread* this_thread() {
+  G* g = t_g;
+  return g == nullptr || g->is_g0 ? nullptr : thread_of(g);
+}
+// As this_thread, and in the unbooted child of a G's fork still that G's.
+Thread* own_thread();
+inline pthread_t pthread_of(const G* g) { return static_cast<pthread_t>(g->fs); }
+
+// Runs the rest of the calling thread's life: destructors, joiner, slot. Not to return.
+[[noreturn]] void thread_finish(Thread* t);
+// Fields of a new life, for a slot fresh or recycled; its TCB comes after.
+void prepare_thread(G* g);
+// The G of the thread that booted, or null when main stayed native.
+G* first_thread();
+void boot_after_fork();
+// TSD destructors, four rounds (tsd.cc).
+void tsd_run_destructors(Thread* t);
+// Number of threads that POSIX counts: the last one's end is exit(0).
+extern std::atomic<uint32_t> live_threads;
+
+}  // namespace weft

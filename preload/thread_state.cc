@@ -1,0 +1,114 @@
+// thread_state.cc - system calls that change the calling kernel thread: the caller is wired.
+//
+// Namespaces, credentials of one thread, the tracer's identity, execution domain, filters.
+// The call is made first and the G wired only when it worked; where the call merely asks
+// (personality(-1), setfsuid(-1)) or changes nothing, it is not wired at all.
+#include <sched.h>
+#include <stdarg.h>
+#include <sys/fsuid.h>
+#include <sys/io.h>
+#include <sys/personality.h>
+#include <sys/ptrace.h>
+
+#include "preload/ids.h"
+#include "preload/thread.h"
+#include "preload/wire.h"
+
+namespace weft {
+namespace {
+
+// setfsuid and setfsgid answer the old value, never an error.
+long set_fsid(long nr, long id) {
+  G* g = this_g();
+  if (g == nullptr) return sys_call(nr, id);
+  engine_enter(g);
+  long old = sys_call(nr, id);
+  if (sys_call(nr, -1) != old) wire_thread("setfsuid or setfsgid");
+  else engine_exit(g);
+  return old;
+}
+
+long set_personality(unsigned long p) {
+  G* g = this_g();
+  if (g == nullptr) return sys_call(SYS_personality, sys_arg(p));
+  engine_enter(g);
+  long old = sys_call(SYS_personality, sys_arg(p));
+  if (old >= 0 && sys_call(SYS_personality, 0xffffffff) != old) wire_thread("personality");
+  else engine_exit(g);
+  return old;
+}
+
+// The tracer is one kernel thread: all its calls must come from it.
+long trace(const long a[4]) {
+  wire_thread("ptrace");
+  return sys_call(SYS_ptrace, a[0], a[1], a[2], a[3]);
+}
+
+}  // namespace
+
+long do_thread_state(long nr, const long a[6]) {
+  auto raw = [&] { return sys_call(nr, a[0], a[1], a[2], a[3], a[4], a[5]); };
+  switch (nr) {
+    case SYS_unshare: return a[0] == 0 ? raw() : native_self("unshare", raw);
+    case SYS_setns: return native_self("setns", raw);
+    case SYS_capset: return native_self("capset", raw);
+    case SYS_seccomp: return a[0] <= 1 ? native_self("seccomp", raw) : raw();  // 2, 3 ask
+    case SYS_ioperm: return native_self("ioperm", raw);
+    case SYS_iopl: return native_self("iopl", raw);
+    case SYS_arch_prctl: return native_self("arch_prctl", raw);
+    case 446 /*landlock_restrict_self*/: return native_self("landlock", raw);
+    case SYS_add_key: case SYS_keyctl: case SYS_request_key:
+      return native_self("keys of the thread", raw);
+    case SYS_set_robust_list: case SYS_set_tid_address: case SYS_rseq:
+      return native_self("lists the kernel keeps of the thread", raw);
+    case SYS_setuid: case SYS_setgid: case SYS_setreuid: case SYS_setregid: case SYS_setresuid:
+    case SYS_setresgid: case SYS_setgroups:
+      return native_self("credentials by syscall()", raw);  // of one thread, unlike libc's
+    case SYS_setfsuid: case SYS_setfsgid: return set_fsid(nr, a[0]);
+    case SYS_personality: return set_personality(static_cast<unsigned long>(a[0]));
+    case SYS_ptrace: return trace(a);
+    default: return -ENOSYS;
+  }
+}
+
+}  // namespace weft
+
+using namespace weft;
+
+namespace {
+
+int changed(long nr, long a0 = 0, long a1 = 0, long a2 = 0) {
+  long a[6] = {a0, a1, a2, 0, 0, 0};
+  return static_cast<int>(errno_ret(do_thread_state(nr, a)));
+}
+
+}  // namespace
+
+WEFT_EXPORT int unshare(int flags) { return changed(SYS_unshare, flags); }
+WEFT_EXPORT int setns(int fd, int type) { return changed(SYS_setns, fd, type); }
+WEFT_EXPORT int setfsuid(uid_t id) { return changed(SYS_setfsuid, static_cast<long>(id)); }
+WEFT_EXPORT int setfsgid(gid_t id) { return changed(SYS_setfsgid, static_cast<long>(id)); }
+WEFT_EXPORT int capset(void* header, const void* data) {
+  return changed(SYS_capset, sys_arg(header), sys_arg(data));
+}
+WEFT_EXPORT int personality(unsigned long persona) {
+  return changed(SYS_personality, sys_arg(persona));
+}
+WEFT_EXPORT int ioperm(unsigned long from, unsigned long n, int on) {
+  return changed(SYS_ioperm, sys_arg(from), sys_arg(n), on);
+}
+WEFT_EXPORT int iopl(int level) { return changed(SYS_iopl, level); }
+WEFT_EXPORT int arch_prctl(int code, unsigned long addr) {
+  return changed(SYS_arch_prctl, code, sys_arg(addr));
+}
+
+WEFT_EXPORT long ptrace(enum __ptrace_request request, ...) {
+  va_list ap;
+  va_start(ap, request);
+  pid_t pid = va_arg(ap, pid_t);
+  void* addr = va_arg(ap, void*);
+  void* data = va_arg(ap, void*);
+  va_end(ap);
+  wire_thread("ptrace");
+  return real().ptrace(request, pid, addr, data);  // libc turns PEEK's result round
+}

@@ -1,0 +1,61 @@
+// wire.h - a G becomes a 1:1 thread: the answer wherever state belongs to a kernel thread.
+//
+// A thread may also be told by another one to change such state (pthread_setaffinity_np,
+// sched_setscheduler by tid ...). It is then left a wish, which it carries out itself when
+// it next leaves the engine; getters answer from the wish until then.
+#pragma once
+
+#include "preload/api.h"
+
+namespace weft {
+
+// Wires the calling G; nothing on foreign threads and wired Gs. `why` is constant text,
+// shown under WEFT_DEBUG=wire=1. Outside the engine or at depth 1, which it leaves.
+void wire_thread(const char* why);
+
+// f is a raw system call that changes the calling kernel thread. Where it succeeds, the G
+// stays with this thread for good. f's answer.
+template <class F>
+long native_self(const char* why, F f) {
+  G* g = this_g();
+  if (g == nullptr) return f();
+  engine_enter(g);  // not to be moved between the call and the wiring
+  long r = f();
+  if (r < 0) engine_exit(g);
+  else wire_thread(why);
+  return r;
+}
+
+// The same on an M that is to be as it was: f puts back what it tried.
+template <class F>
+long try_out(F f) {
+  G* g = this_g();
+  if (g == nullptr) return f();
+  engine_enter(g);
+  long r = f();
+  engine_exit(g);
+  return r;
+}
+
+constexpr size_t kMaskBytes = 1024;  // 8192 CPUs, the most that x86-64 kernels are built for
+
+struct Wish {
+  G* g = nullptr;
+  bool has_sched = false, has_nice = false, has_mask = false;
+  int policy = 0, priority = 0, nice = 0;
+  size_t mask_bytes = 0;
+  unsigned char mask[kMaskBytes];
+};
+
+// Bit of Attention: there is a wish for this G.
+constexpr uint32_t kWishBit = 16;
+
+// Adds to g's wish what `change` sets. False: no memory.
+bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg);
+// Copies g's wish; false if there is none.
+bool wish_get(G* g, Wish* out);
+// host_attention found kWishBit: g, the caller, carries its wish out.
+void wire_attention(G* g);
+void wire_after_fork();
+
+}  // namespace weft

@@ -1,0 +1,113 @@
+// g.h - G: one thread of the program.
+//
+// A G lives at the top of its stack slot, behind its TCB, and is type-stable: slots are
+// recycled, never unmapped, so a stale G* may always be read (its park word then says
+// that the wait it remembers is over).
+//
+// Life:   kDead -> kRunnable -> kRunning <-> kSyscall
+//                      ^           |
+//                      +- kWaiting-+            ... -> kDead
+// Owner:  kRunning, kSyscall: the M in g->m. kRunnable: the run queue it stands in.
+//         kWaiting: whoever claims its park word. kDead: the free list or its joiner.
+//
+// on_cpu: a G may be made runnable while its M is still switching away from it. Whoever
+// picks it waits until on_cpu is 0, which the switch stores after the registers are
+// saved and FS has moved on (the kernel's p->on_cpu). The picker waits on g0, never on
+// the stack of another G: two Ms each waiting for the other's G would wait forever.
+#pragma once
+
+#include "asm/offsets.h"
+#include "sched/base.h"
+
+namespace weft {
+
+struct G;
+struct M;
+struct P;
+struct StackClass;
+
+enum class GState : uint32_t { kDead, kRunnable, kRunning, kSyscall, kWaiting };
+
+// What a G waits for; shown by the dump, the trace and the deadlock report.
+enum class Wait : uint8_t {
+  kNone, kFutex, kMutex, kCond, kRwlock, kSem, kBarrier, kOnce, kJoin, kSleep,
+  kRead, kWrite, kPoll, kAccept, kConnect, kSignal, kChan, kChild, kOther, kCount,
+};
+extern const char* const kWaitNames[];
+
+// How a park ended. kWaiting means it has not.
+enum class Reason : uint32_t { kNone = 0, kWaiting = 1, kWoken = 2, kTimeout = 3, kInterrupted = 4 };
+
+struct AltStack {  // the kernel's stack_t in our own words
+  void* sp = nullptr;
+  int flags = 2;  // SS_DISABLE
+  int pad = 0;
+  size_t bytes = 0;
+};
+
+struct alignas(kCacheLine) G {
+  // --- the switch (asm/offsets.h)
+  void* sp = nullptr;
+  uintptr_t fs = 0;
+  std::atomic<uint32_t> on_cpu{0};
+
+  // --- scheduling
+  std::atomic<uint32_t> engine{0};  // depth of calls into the engine; written by this G only,
+                                    // read by sysmon (handshake in retake) and by signal handlers
+  M* m = nullptr;                   // the M that runs it; stable while kRunning or kSyscall
+  G* link = nullptr;                // run queue, free list or batch; guarded by that list
+  // State and a count of system calls: [calls:32 | GState:32]. The count defeats ABA
+  // when sysmon retakes a P (syscall.h).
+  std::atomic<uint64_t> state{0};
+  std::atomic<uint64_t> park{0};    // [sequence:61 | Reason:3], see park.h
+  // Something waits for this G to leave the engine: bits of Attention.
+  std::atomic<uint32_t> attention{0};
+  std::atomic<bool> interruptible{false};  // the current park may end kInterrupted
+  bool is_g0 = false;
+  bool wired = false;               // 1:1 for good: has a kernel thread, never a P
+  Wait wait = Wait::kNone;
+  const void* wait_on = nullptr;    // for the dump: address or descriptor
+  uint64_t wait_since_ns = 0;       // for the starvation bound and the dump
+  uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
+  uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
+  bool fresh = true;                // the slot has no TLS yet
+
+  // --- signals, virtualised by preload/ (kernel bit order)
+  uint64_t sigmask = 0;
+  uint32_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
+  AltStack altstack;
+
+  // --- identity and memory
+  uint32_t vtid = 0;                // what gettid() answers
+  uint32_t index = 0;               // in all_gs
+  StackClass* cls = nullptr;        // where the slot goes back to
+  char* stack_lo = nullptr;         // lowest usable byte
+  char* stack_hi = nullptr;         // where the first frame starts
+  char* slot_lo = nullptr;          // guard included
+  size_t guard_bytes = 0;
+  G* all_next = nullptr;            // list of every G ever made; append-only
+
+  // --- the thread that preload/ makes of it
+  void* thread = nullptr;           // preload's Thread, placed behind struct pthread
+};
+
+enum Attention : uint32_t {
+  kAttSignal = 1,   // deferred or directed signals to deliver
+  kAttCancel = 2,   // asynchronous cancel requested
+  kAttPreempt = 4,  // its slice is over
+  kAttModules = 8,  // it called dlopen or dlclose
+  kAttWire = 16,    // another thread asked for native scheduling of it (preload/wire.h)
+};
+
+// The G of the calling code; null on a thread that is no M (foreign), the M's g0 on a
+// scheduler stack. One per TCB, hence per G, hence safe to cache across parks.
+extern thread_local constinit G* t_g;
+
+inline GState g_state(const G* g) {
+  return static_cast<GState>(g->state.load(std::memory_order_acquire) & 0xffffffffu);
+}
+
+// Walks every G ever made, live or dead: `f(g)`.
+G* all_gs_first();
+
+}  // namespace weft

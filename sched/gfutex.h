@@ -1,0 +1,79 @@
+// gfutex.h - the one blocking primitive: wait on an address, wake by address.
+//
+// A table of buckets, each with a lock and a FIFO of waiters; a waiter is a G or a foreign
+// thread (a kernel thread that is no M, a wired G), so every primitive built on it accepts
+// both. Mutex, cond, rwlock, sem, barrier, once, join and syscall(SYS_futex) are small ABI
+// files over these calls.
+//
+//   waiter                                   waker
+//   1 lock bucket                            a  change the word
+//   2 word == expected? else -EAGAIN         b  lock bucket
+//   3 token = park_begin; link; unlock       c  unlink a waiter of addr; claim it;
+//   4 park                                      lost (timed out, interrupted): next one
+//   5 woken: nothing left to do              d  unlock; ready
+//     else: lock, unlink if still linked
+// Either 2 sees a, or c sees 3.
+//
+// A Waiter lives on its owner's stack. It is touched only under the bucket lock, or by the
+// waker between a won claim and ready(): its G cannot run in between.
+//
+// Callers: any thread; a G enters the engine by itself. Stack: any but g0 may wait.
+// Errors: 0 or -errno as futex(2): EAGAIN, ETIMEDOUT, EINTR.
+#pragma once
+
+#include "sched/park.h"
+
+namespace weft {
+
+struct Waiter {
+  Waiter* next = nullptr;
+  Waiter* prev = nullptr;
+  const void* addr = nullptr;            // changes when requeued; guarded by the bucket lock
+  G* g = nullptr;                        // null: foreign, sleeps on `word`
+  uint64_t token = 0;
+  std::atomic<uint32_t> word{0};         // foreign: 0 waiting, 1 woken, 2 gave up
+  uint32_t bitset = ~0u;
+  // Decremented by whoever unlinks (cond's waiter count), under the bucket lock.
+  std::atomic<uint32_t>* counter = nullptr;
+  uint64_t since_ns = 0;                 // for hand-off: when it started to wait; 0 unknown
+  uint32_t tag = 0;                      // the ABI file's own (e.g. reader or writer)
+  bool linked = false;
+  bool handed = false;                   // what it waits for was given to it
+};
+
+struct WakeResult {
+  uint32_t woken = 0;
+  uint32_t requeued = 0;
+};
+
+// Waits while *addr == expected. deadline: CLOCK_MONOTONIC ns or kNever. `interruptible`:
+// a signal ends it with -EINTR.
+int gfutex_wait(const std::atomic<uint32_t>* addr, uint32_t expected, uint64_t deadline_ns,
+                Wait why, bool interruptible = false, uint32_t bitset = ~0u);
+uint32_t gfutex_wake(const void* addr, uint32_t n, uint32_t bitset = ~0u);
+// Wakes n_wake waiters of `from` and moves up to n_requeue more onto `to`. With `check`,
+// nothing is done unless *check == expected under both locks (-EAGAIN).
+int gfutex_requeue(const void* from, uint32_t n_wake, const void* to, uint32_t n_requeue,
+                   const std::atomic<uint32_t>* check, uint32_t expected, WakeResult* out);
+
+// ---- in two steps, for cond (enqueue while the mutex is held) and for custom checks
+// Links w as waiting for addr. `still` (may be null) decides under the bucket lock whether
+// to wait at all; false: not linked. From here until gfutex_sleep returns the calling G is
+// in the engine.
+bool gfutex_enqueue(Waiter* w, const void* addr, Wait why, bool interruptible,
+                    bool (*still)(void*), void* arg);
+// Sleeps until w is woken: 0, -ETIMEDOUT, -EINTR. Between the two calls the caller may
+// release a lock (that readies others), but not wait for anything else.
+int gfutex_sleep(Waiter* w, uint64_t deadline_ns);
+// Wakes at most one waiter of addr. `decide(w, more, arg)` runs under the bucket lock with
+// the claimed waiter (null: nobody waits) and whether others of addr remain linked: the
+// place to change the word so that it agrees with the queue. True if one was woken.
+bool gfutex_wake_one(const void* addr, void (*decide)(Waiter* w, bool more, void* arg), void* arg);
+// Wakes every waiter for which pick(w, arg) is true (rwlock); `decide` as above afterwards,
+// with w null.
+uint32_t gfutex_wake_if(const void* addr, bool (*pick)(Waiter* w, void* arg),
+                        void (*decide)(Waiter* w, bool more, void* arg), void* arg);
+
+void gfutex_after_fork();
+
+}  // namespace weft

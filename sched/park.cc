@@ -1,0 +1,73 @@
+// park.cc - see park.h.
+#include "sched/park.h"
+
+#include "sched/netpoll.h"
+
+namespace weft {
+namespace {
+
+struct SleepTimer : Timer {
+  G* g = nullptr;
+  uint64_t token = 0;
+};
+
+void fire_sleep(Timer* t) {
+  auto* s = static_cast<SleepTimer*>(t);
+  G* g = s->g;
+  if (park_claim(g, s->token, Reason::kTimeout)) ready(g);
+}
+
+}  // namespace
+
+Reason park(G* g) {
+  if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0) &&
+      g->interruptible.load(std::memory_order_relaxed)) {
+    // A signal or a cancel came before we published: do not sleep on it. If the claim is
+    // lost, somebody else ends this park and has put us on a queue: leave through that.
+    uint64_t w = g->park.load(std::memory_order_relaxed);
+    if ((w & 7) == static_cast<uint64_t>(Reason::kWaiting) &&
+        park_claim(g, w, Reason::kInterrupted)) {
+      park_abandon(g);
+      return Reason::kInterrupted;
+    }
+  }
+  switch_away();
+  g->wait = Wait::kNone;
+  g->wait_on = nullptr;
+  return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
+}
+
+Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
+  if (deadline_ns == kNever) return park(g);
+  SleepTimer t;
+  t.deadline_ns = deadline_ns;
+  t.fire = fire_sleep;
+  t.g = g;
+  t.token = token;
+  if (g->m->p->timers.add(&t)) {
+    // An M sleeping in the netpoller knows no deadline earlier than poll_until_ns. Its
+    // store of poll_until_ns and second look pair with this fence (sched.cc).
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    uint64_t until = sched.poll_until_ns.load(std::memory_order_relaxed);
+    if (until != 0 && deadline_ns < until) netpoll_break();
+  }
+  Reason r = park(g);
+  if (r != Reason::kTimeout) TimerHeap::del(&t);
+  return r;
+}
+
+bool park_interrupt(G* g) {
+  uint64_t w = g->park.load(std::memory_order_acquire);
+  if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting)) return false;
+  if (!g->interruptible.load(std::memory_order_relaxed)) return false;  // written before park
+  if (!park_claim(g, w, Reason::kInterrupted)) return false;
+  ready(g);
+  return true;
+}
+
+Reason park_sleep(G* g, uint64_t deadline_ns, Wait why, bool interruptible) {
+  uint64_t token = park_begin(g, why, nullptr, interruptible);
+  return park_until(g, token, deadline_ns);
+}
+
+}  // namespace weft

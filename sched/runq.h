@@ -1,0 +1,112 @@
+// runq.h - a P's run queue: a bounded ring plus runnext (Go's design).
+//
+// Invariant: head <= tail <= head + kSize (as wrapping u32); slots in [head, tail) are ours.
+// Callers:   put, get, put_next: the owner P only. steal: any M that holds a P.
+// Blocking:  never; no lock. Overflow is handed back to the caller as a batch.
+// Ordering:  put's release store of tail pairs with steal's acquire load of tail: the
+//            stealer sees the slots. A consumer's release CAS of head pairs with put's
+//            acquire load of head: the owner reuses a slot only after it was read.
+// runnext:   what was readied last by the G that runs; it goes next and is stolen last.
+//
+// A template over the item so that tests/model runs this very text.
+#pragma once
+
+#include "sched/base.h"
+
+namespace weft {
+
+template <class T, uint32_t kSize, template <class> class Atomic = std::atomic>
+class RunQ {
+ public:
+  static constexpr uint32_t kHalf = kSize / 2;
+
+  // Appends at the tail. False when full: the caller moves half away (take_half) first.
+  bool put(T* g) {
+    uint32_t h = head_.load(std::memory_order_acquire);
+    uint32_t t = tail_.load(std::memory_order_relaxed);  // owner writes it
+    if (t - h >= kSize) return false;
+    ring_[t % kSize].store(g, std::memory_order_relaxed);  // published by tail
+    tail_.store(t + 1, std::memory_order_release);
+    return true;
+  }
+
+  // Makes g the next to run; returns whom it displaced (put() him), or null.
+  T* put_next(T* g) { return next_.exchange(g, std::memory_order_acq_rel); }
+
+  // Takes runnext. A stealer may race, hence the CAS.
+  T* get_next() {
+    T* g = next_.load(std::memory_order_relaxed);
+    if (g != nullptr && next_.compare_exchange_strong(g, nullptr, std::memory_order_acquire,
+                                                      std::memory_order_relaxed))
+      return g;
+    return nullptr;
+  }
+
+  T* get() {
+    for (;;) {
+      uint32_t h = head_.load(std::memory_order_acquire);
+      uint32_t t = tail_.load(std::memory_order_relaxed);
+      if (t == h) return nullptr;
+      T* g = ring_[h % kSize].load(std::memory_order_relaxed);
+      if (head_.compare_exchange_weak(h, h + 1, std::memory_order_release,
+                                      std::memory_order_relaxed))
+        return g;
+    }
+  }
+
+  // Owner, when put() says full: takes kHalf items off the head into out[].
+  // Returns 0 when a stealer made room meanwhile.
+  uint32_t take_half(T** out) {
+    uint32_t h = head_.load(std::memory_order_acquire);
+    for (uint32_t i = 0; i < kHalf; i++)
+      out[i] = ring_[(h + i) % kSize].load(std::memory_order_relaxed);
+    if (!head_.compare_exchange_strong(h, h + kHalf, std::memory_order_release,
+                                       std::memory_order_relaxed))
+      return 0;
+    return kHalf;
+  }
+
+  // Moves half of `victim` (rounded up) into this empty-enough queue and returns one of
+  // them to run now. Caller owns *this. Null when there was nothing to take.
+  T* steal(RunQ& victim, bool take_next) {
+    for (;;) {
+      uint32_t h = victim.head_.load(std::memory_order_acquire);
+      uint32_t t = victim.tail_.load(std::memory_order_acquire);
+      uint32_t n = t - h;
+      n -= n / 2;
+      if (n == 0) return take_next ? victim.get_next() : nullptr;
+      if (n > kHalf) continue;  // head and tail were read at different moments
+      uint32_t mine = tail_.load(std::memory_order_relaxed);
+      for (uint32_t i = 0; i < n; i++)
+        ring_[(mine + i) % kSize].store(
+            victim.ring_[(h + i) % kSize].load(std::memory_order_relaxed),
+            std::memory_order_relaxed);
+      if (!victim.head_.compare_exchange_strong(h, h + n, std::memory_order_release,
+                                                std::memory_order_relaxed))
+        continue;
+      n--;
+      T* g = ring_[(mine + n) % kSize].load(std::memory_order_relaxed);
+      if (n != 0) tail_.store(mine + n, std::memory_order_release);
+      return g;
+    }
+  }
+
+  bool empty() const {
+    return ring_empty() && next_.load(std::memory_order_acquire) == nullptr;
+  }
+  bool ring_empty() const {
+    return head_.load(std::memory_order_acquire) == tail_.load(std::memory_order_acquire);
+  }
+  bool has_next() const { return next_.load(std::memory_order_relaxed) != nullptr; }
+  uint32_t size() const {
+    return tail_.load(std::memory_order_relaxed) - head_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  alignas(kCacheLine) Atomic<uint32_t> head_{0};
+  Atomic<uint32_t> tail_{0};
+  Atomic<T*> next_{nullptr};
+  Atomic<T*> ring_[kSize]{};
+};
+
+}  // namespace weft

@@ -1,0 +1,478 @@
+// sched.cc - who runs next.
+//
+// The design is Go's proc.go: local queue and runnext, global queue, stealing, spinning
+// Ms. What differs, and why:
+//  - A G that blocks switches straight to the next G when one is known (switch_away). g0
+//    is visited only to look further. A visit costs a second switch, 12 ns.
+//  - Publishing: G::on_cpu instead of a commit callback (g.h).
+//  - Wake-ups of other Ms are paid for by habit. Waking an idle core costs 25-30 us here
+//    (the virtual CPU has halted), and 2-5 us of the waker. A G that always parks right
+//    after readying one other G (ping-pong, create+join) gains nothing from a second M:
+//    its partner runs next on this P. So each G learns (G::wake_habit): 2 times parked
+//    within kHabitTsc of a ready with the woken G still in runnext, and the wake is left
+//    out; once longer, and it wakes at once again. sysmon's tick is the net below it.
+//  - Ping-pong by runnext cannot starve the ring: every kMaintain switches runnext goes
+//    to the tail.
+//
+// Submitting and un-spinning (Go's protocol; both fences are StoreLoad):
+//   submitter: put G; fence; if an idle P and no spinner: wake_p
+//   spinner:   n_spinning--; fence; look at every queue again; sleep
+// One of the two sees the other, so no G is left queued while all others sleep.
+#include "sched/sched.h"
+
+#include "sched/netpoll.h"
+#include "sched/park.h"
+#include "sched/stack.h"
+
+namespace weft {
+
+constinit Sched sched;
+
+namespace {
+
+constexpr uint32_t kMaintain = 64;        // switches between looks at the wider world
+constexpr uint64_t kHabitTsc = 60000;     // 20-30 us at 2-3 GHz: what a wake would cost
+constexpr uint8_t kHabitSure = 2;
+constexpr uint64_t kRunnextGraceTsc = 9000;  // about 3 us before runnext may be stolen
+
+void set_state(G* g, GState s) {
+  uint64_t calls = g->state.load(std::memory_order_relaxed) & ~uint64_t{0xffffffff};
+  g->state.store(calls | static_cast<uint64_t>(s), std::memory_order_release);
+}
+
+// Half of a full ring and `g` go to the global queue.
+void runq_overflow(P* p, G* g) {
+  G* batch[kRunqSize / 2];
+  uint32_t n = p->runq.take_half(batch);
+  Hold hold(sched.lock);
+  for (uint32_t i = 0; i < n; i++) globq_put_locked(batch[i]);
+  globq_put_locked(g);
+}
+
+void runq_put_tail(P* p, G* g) {
+  if (WEFT_UNLIKELY(!p->runq.put(g))) runq_overflow(p, g);
+}
+
+// A fair share of the global queue; one is returned, the others go to p's ring.
+G* globq_get(P* p, uint32_t max) {
+  if (sched.globq_n.load(std::memory_order_acquire) == 0) return nullptr;
+  Hold hold(sched.lock);
+  uint32_t n = sched.globq.n / sched.procs + 1;
+  if (n > max) n = max;
+  if (n > kRunqSize / 2) n = kRunqSize / 2;
+  G* first = sched.globq.pop();
+  for (uint32_t i = 1; i < n; i++) {
+    G* g = sched.globq.head;
+    if (g == nullptr || !p->runq.put(g)) break;
+    sched.globq.pop();
+  }
+  sched.globq_n.store(sched.globq.n, std::memory_order_release);
+  return first;
+}
+
+// Every kMaintain switches: give the ring, the global queue, timers and the netpoller
+// their turn.
+void maintain(P* p) {
+  if (!p->runq.ring_empty())
+    if (G* next = p->runq.get_next()) runq_put_tail(p, next);
+  if (G* g = globq_get(p, 1)) runq_put_tail(p, g);
+  if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
+  if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
+    GList gs = netpoll(0);
+    ready_list(gs);
+  }
+}
+
+// The next G without leaving the caller's stack, or null: then g0 looks further.
+G* pick_local(P* p) {
+  if (WEFT_UNLIKELY((p->switches.load(std::memory_order_relaxed) % kMaintain) == 0)) maintain(p);
+  if (G* g = p->runq.get_next()) {
+    p->inherit = true;
+    return g;
+  }
+  p->inherit = false;
+  return p->runq.get();
+}
+
+void count(std::atomic<uint32_t>& c) {  // owner-written, read by others
+  c.store(c.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
+// m runs g from here on; the switch follows.
+void begin_run(M* m, P* p, G* g) {
+  g->m = m;
+  m->curg.store(g, std::memory_order_relaxed);
+  g->on_cpu.store(1, std::memory_order_relaxed);  // ordered by whoever publishes g next
+  set_state(g, GState::kRunning);
+  count(p->switches);
+  if (!p->inherit) count(p->tick);
+  m->trace.add(Ev::kRun, g->index, p->id);
+  if (WEFT_UNLIKELY(m->kmask != g->sigmask || m->kalt.sp != g->altstack.sp ||
+                    m->kalt.flags != g->altstack.flags))
+    host_sync_signals(m, g);
+}
+
+void do_switch(G* from, G* to) {
+  if (WEFT_LIKELY(sched.fsgsbase)) weft_switch(from, to);
+  else weft_switch_prctl(from, to);
+}
+
+// Learns whether g parks soon after it readied another one (head comment).
+void learn_habit(G* g, P* p) {
+  uint64_t ran = tsc() - g->ready_tsc;
+  g->ready_tsc = 0;
+  if (ran < kHabitTsc && p != nullptr && p->runq.has_next()) {
+    if (g->wake_habit < kHabitSure) g->wake_habit++;
+  } else {
+    g->wake_habit = 0;
+  }
+}
+
+void wake_for(G* self, P* p, bool displaced) {
+  if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) return;
+  if (!displaced && self != nullptr) {
+    self->ready_tsc = tsc();
+    if (self->wake_habit >= kHabitSure && p->runq.ring_empty()) return;
+  }
+  wake_p();
+}
+
+}  // namespace
+
+void globq_put_locked(G* g) {
+  sched.globq.push(g);
+  sched.globq_n.store(sched.globq.n, std::memory_order_release);
+}
+
+bool p_has_work(const P* p) { return !p->runq.empty(); }
+
+void ready(G* g) {
+  set_state(g, GState::kRunnable);
+  G* self = t_g;
+  M* m = self == nullptr ? nullptr : self->m;
+  P* p = m == nullptr ? nullptr : m->p;
+  if (p == nullptr) {  // foreign or wired: no queue of its own
+    {
+      Hold hold(sched.lock);
+      globq_put_locked(g);
+    }
+    wake_p();
+    return;
+  }
+  m->trace.add(Ev::kReady, g->index, self->index);
+  if (self->is_g0) {  // timers, netpoll: nobody here is about to park for it
+    runq_put_tail(p, g);
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (head comment)
+    if (p->runq.size() > 1) wake_for(nullptr, p, true);
+    return;
+  }
+  G* old = p->runq.put_next(g);  // a full fence on x86: the submit's
+  if (old != nullptr) {
+    runq_put_tail(p, old);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
+  wake_for(self, p, old != nullptr);
+}
+
+void ready_list(GList& gs) {
+  while (G* g = gs.pop()) ready(g);
+}
+
+void g_mark_dead(G* g) {
+  g->wake_habit = kHabitSure;
+  set_state(g, GState::kDead);
+}
+
+void wait_off_cpu(G* g) {
+  for (int i = 0; g->on_cpu.load(std::memory_order_acquire) != 0; i++) {
+    cpu_relax();
+    if (i > 1000) sys_sched_yield();  // that M lost its core; let it have this one
+  }
+}
+
+void g_start(G* g) {
+  if (this_m() != nullptr && this_m()->p != nullptr)
+    this_m()->trace.add(Ev::kCreate, g->index);
+  ready(g);
+}
+
+void switch_away() {
+  G* g = t_g;
+  M* m = g->m;
+  P* p = m->p;
+  if (g->ready_tsc != 0) learn_habit(g, p);
+  m->trace.add(Ev::kPark, g->index, static_cast<uint64_t>(g->wait));
+  G* next = p == nullptr ? nullptr : pick_local(p);
+  if (next == g) {  // readied before it could leave: it just goes on
+    set_state(g, GState::kRunning);
+    return;
+  }
+  if (next != nullptr && next->on_cpu.load(std::memory_order_acquire) == 0) {
+    begin_run(m, p, next);
+    do_switch(g, next);
+    return;
+  }
+  m->pending = next;
+  do_switch(g, &m->g0);
+}
+
+void yield(bool to_global) {
+  G* g = t_g;
+  M* m = g->m;
+  P* p = m->p;
+  if (!to_global) {
+    if (p->runq.empty() && sched.globq_n.load(std::memory_order_relaxed) == 0) return;
+    set_state(g, GState::kRunnable);
+    // The next one first: a full ring then has room, and g is not picked again.
+    G* next = pick_local(p);
+    if (next == nullptr) next = globq_get(p, 1);
+    if (next == nullptr) {
+      set_state(g, GState::kRunning);
+      return;
+    }
+    runq_put_tail(p, g);
+    g->ready_tsc = 0;
+    m->trace.add(Ev::kYield, g->index);
+    if (next->on_cpu.load(std::memory_order_acquire) == 0) {
+      begin_run(m, p, next);
+      do_switch(g, next);
+      return;
+    }
+    m->pending = next;
+    do_switch(g, &m->g0);
+    return;
+  }
+  set_state(g, GState::kRunnable);
+  m->trace.add(Ev::kPreempt, g->index);
+  {
+    Hold hold(sched.lock);
+    globq_put_locked(g);
+  }
+  switch_away();
+}
+
+void g_exit() {
+  G* g = t_g;
+  M* m = g->m;
+  m->trace.add(Ev::kExit, g->index);
+  if (g->wired) {
+    do_switch(g, &m->g0);  // schedule_g0 ends this kernel thread
+    __builtin_unreachable();
+  }
+  P* p = m->p;
+  G* next = pick_local(p);
+  if (next != nullptr && next->on_cpu.load(std::memory_order_acquire) == 0) {
+    begin_run(m, p, next);
+    do_switch(g, next);
+  } else {
+    m->pending = next;
+    do_switch(g, &m->g0);
+  }
+  __builtin_unreachable();
+}
+
+// ---------------------------------------------------------------- find_runnable (g0)
+
+namespace {
+
+uint64_t earliest_timer() {
+  uint64_t t = kNever;
+  for (uint32_t i = 0; i < sched.procs; i++) {
+    uint64_t e = sched.p[i].timers.earliest();
+    if (e < t) t = e;
+  }
+  return t;
+}
+
+// Every P's, not only our own: a P that went idle leaves its timers behind.
+void run_due_timers() {
+  if (earliest_timer() == kNever) return;
+  uint64_t now = host_now_ns();
+  for (uint32_t i = 0; i < sched.procs; i++) sched.p[i].timers.run(now);
+}
+
+G* steal_work(M* m, P* p) {
+  uint32_t start = next_random(m->rng);
+  bool last = false;
+  for (int round = 0; round < 4; round++) {
+    last = round == 3;
+    for (uint32_t i = 0; i < sched.procs; i++) {
+      P* v = &sched.p[(start + i) % sched.procs];
+      if (v == p) continue;
+      bool take_next = false;
+      if (last && v->runq.ring_empty() && v->runq.has_next()) {
+        // The G that readied runnext most likely parks in a moment and runs it itself.
+        uint32_t seen = v->switches.load(std::memory_order_relaxed);
+        uint64_t until = tsc() + kRunnextGraceTsc;
+        while (tsc() < until && v->switches.load(std::memory_order_relaxed) == seen) cpu_relax();
+        take_next = v->switches.load(std::memory_order_relaxed) == seen;
+      }
+      if (G* g = p->runq.steal(v->runq, take_next)) {
+        p->n_steals++;
+        m->trace.add(Ev::kSteal, g->index, v->id);
+        return g;
+      }
+    }
+  }
+  return nullptr;
+}
+
+// Steals until something is found or the spin time is over.
+G* spin_for_work(M* m, P* p) {
+  if (!m->spinning) {
+    uint32_t busy = sched.procs - sched.n_idle_p.load(std::memory_order_relaxed);
+    if (2 * sched.n_spinning.load(std::memory_order_relaxed) >= busy) return nullptr;
+    m->spinning = true;
+    sched.n_spinning.fetch_add(1, std::memory_order_seq_cst);
+  }
+  uint64_t until = 0;
+  for (;;) {
+    if (G* g = steal_work(m, p)) return g;
+    if (G* g = globq_get(p, kRunqSize)) return g;
+    if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
+      GList gs = netpoll(0);
+      G* g = gs.pop();
+      ready_list(gs);
+      if (g != nullptr) return g;
+    }
+    run_due_timers();
+    if (G* g = p->runq.get()) return g;
+    uint64_t now = tsc();
+    if (until == 0) until = now + uint64_t{sched.spin_us} * 2500;  // about; a knob in us
+    if (now >= until) return nullptr;
+    for (int i = 0; i < 30; i++) cpu_relax();
+  }
+}
+
+bool any_work() {
+  for (uint32_t i = 0; i < sched.procs; i++)
+    if (p_has_work(&sched.p[i])) return true;
+  return sched.globq_n.load(std::memory_order_acquire) != 0;
+}
+
+void stop_spinning(M* m) {
+  m->spinning = false;
+  CHECK(sched.n_spinning.fetch_sub(1, std::memory_order_seq_cst) != 0);
+}
+
+// Takes an idle P again after p was given back; true if m has one now.
+bool retake_idle_p(M* m) {
+  P* p;
+  {
+    Hold hold(sched.lock);
+    p = idle_p_get_locked();
+  }
+  if (p == nullptr) return false;
+  acquire_p(m, p);
+  return true;
+}
+
+// The last M to go idle sleeps in the netpoller, up to the next timer. Returns with or
+// without a P; what became ready is queued.
+void sleep_in_netpoll(M* m) {
+  uint64_t when = earliest_timer();
+  uint64_t now = host_now_ns();
+  uint64_t delay = when == kNever ? kNever : when > now ? when - now : 0;
+  sched.poll_until_ns.store(when, std::memory_order_seq_cst);
+  // A timer added between earliest_timer() and here saw poll_until_ns too old; look again.
+  if (earliest_timer() < when) delay = 0;
+  m->trace.add(Ev::kPoll, 0, delay);
+  GList gs = netpoll(delay);
+  sched.poll_until_ns.store(0, std::memory_order_relaxed);
+  sched.last_poll_ns.store(host_now_ns(), std::memory_order_seq_cst);
+  bool timers_due = earliest_timer() <= host_now_ns();
+  if (gs.head == nullptr && !timers_due && !any_work()) return;
+  if (retake_idle_p(m)) {
+    ready_list(gs);
+    return;
+  }
+  if (gs.head == nullptr) return;
+  {
+    Hold hold(sched.lock);
+    while (G* g = gs.pop()) globq_put_locked(g);
+  }
+  wake_p();
+}
+
+G* find_runnable(M* m) {
+  for (;;) {
+    P* p = m->p;
+    if (p == nullptr) {
+      stop_m(m);
+      continue;
+    }
+    run_due_timers();
+    if (p->switches.load(std::memory_order_relaxed) % kGlobalEvery == 0)
+      if (G* g = globq_get(p, 1)) return g;
+    p->inherit = false;
+    if (G* g = p->runq.get_next()) {
+      p->inherit = true;
+      return g;
+    }
+    if (G* g = p->runq.get()) return g;
+    if (G* g = globq_get(p, kRunqSize)) return g;
+    if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
+      GList gs = netpoll(0);
+      if (G* g = gs.pop()) {
+        ready_list(gs);
+        return g;
+      }
+    }
+    if (G* g = spin_for_work(m, p)) return g;
+
+    // Nothing: give the P back, then look once more, as the un-spin protocol wants.
+    {
+      Hold hold(sched.lock);
+      if (sched.globq.n != 0) continue;
+      release_p(m);
+      idle_p_put_locked(p);
+    }
+    bool was_spinning = m->spinning;
+    if (was_spinning) stop_spinning(m);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (any_work() || earliest_timer() <= host_now_ns()) {
+      if (retake_idle_p(m)) {
+        if (was_spinning) {
+          m->spinning = true;
+          sched.n_spinning.fetch_add(1, std::memory_order_seq_cst);
+        }
+        continue;
+      }
+    }
+    if ((netpoll_waiters() || earliest_timer() != kNever) &&
+        sched.last_poll_ns.exchange(0, std::memory_order_seq_cst) != 0) {
+      sleep_in_netpoll(m);
+      if (m->p != nullptr) continue;
+    }
+    stop_m(m);
+  }
+}
+
+void reset_spinning(M* m) {
+  if (!m->spinning) return;
+  stop_spinning(m);
+  // We found work; there may be more: the next M starts spinning (Go's resetspinning).
+  if (sched.n_idle_p.load(std::memory_order_relaxed) != 0 && any_work()) wake_p();
+}
+
+}  // namespace
+
+void schedule() {
+  G* g0 = t_g;
+  M* m = g0->m;
+  for (;;) {
+    if (G* last = m->curg.load(std::memory_order_relaxed)) {
+      m->curg.store(nullptr, std::memory_order_relaxed);
+      if (last->wired && g_state(last) == GState::kDead) host_end_thread();
+    }
+    G* g = m->pending;
+    m->pending = nullptr;
+    if (g == nullptr) g = find_runnable(m);
+    reset_spinning(m);
+    wait_off_cpu(g);
+    begin_run(m, m->p, g);
+    do_switch(g0, g);
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,68 @@
+// syscall.h - blocking calls and the P.
+//
+// enter_syscall / exit_syscall bracket a call that may block in the kernel. The P stays
+// with the M; if the call lasts, sysmon retakes it (Go 1.26's form):
+//
+//   G                                   sysmon
+//   1 state = [n+1 | kSyscall]          a  w = state; is kSyscall
+//   2 the call                          b  p->m == m, m->curg == g still (the state word
+//   3 CAS state [n+1|kSyscall]             has a count: if c succeeds with the same w,
+//        -> [n+1|kRunning]                 b held all the time from a to c)
+//     won:  the P is still ours         c  CAS state w -> [n+1|kLost]; won: P is sysmon's
+//     lost: exit_syscall_slow
+//
+// A G that comes back without a P takes its old one if idle, any idle one, or queues
+// globally while its M sleeps.
+//
+// Hidden blocks (libc sleeps in its own futex, poll, flock ...: we are not told):
+//
+//   G entering the engine               sysmon, tick stands still, /proc says asleep
+//   1 g->engine++                       a  m->retake = 1
+//   2 (compiler barrier)                b  membarrier(PRIVATE_EXPEDITED)
+//   3 if m->retake: wait for decision   c  g->engine == 0, same g, still asleep:
+//                                            p leaves m; m->retake = 2
+//                                          else m->retake = 0
+// The membarrier makes 1-3 and a-c a store-load pair without a fence on the hot side.
+//
+// Inside the bracket the G is outside the engine: signal handlers run, and a program's
+// handler may re-enter weft (kSyscall nests through sys_frame).
+#pragma once
+
+#include "sched/sched.h"
+
+namespace weft {
+
+// The state a retaken G is left in: [n | kLost]. Only exit_syscall sees it.
+constexpr uint32_t kSyscallLost = 15;
+
+void enter_syscall(G* g);
+// As enter_syscall for a call that will sleep for sure: the P goes to others at once.
+void enter_syscall_block(G* g);
+void exit_syscall(G* g);
+
+// A call bracket that is a no-op on foreign threads, g0 and wired Gs.
+//   long r = in_syscall([&] { return real().flock(fd, op); });
+template <class F>
+inline auto in_syscall(F f) {
+  G* g = this_g();
+  if (g == nullptr) return f();
+  enter_syscall(g);
+  auto r = f();
+  exit_syscall(g);
+  return r;
+}
+template <class F>
+inline auto in_syscall_block(F f) {
+  G* g = this_g();
+  if (g == nullptr) return f();
+  enter_syscall_block(g);
+  auto r = f();
+  exit_syscall(g);
+  return r;
+}
+
+// sysmon's side. True if p was taken from its M; the caller owns it.
+bool retake_syscall(P* p, M* m, G* g, uint64_t state);
+bool retake_hidden(P* p, M* m, G* g);
+
+}  // namespace weft

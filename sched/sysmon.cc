@@ -1,0 +1,207 @@
+// sysmon.cc - the watcher: a foreign thread that needs no P.
+//
+// Every tick (20 us, backing off to 10 ms after 1 ms without an event, Go's numbers):
+//  1. timers that are overdue because every P computes are run here;
+//  2. the netpoller, if nobody looked for 10 ms;
+//  3. Ps whose G has sat in one system call for a tick or 20 us, while others want to run,
+//     are retaken; so are Ps whose M sleeps in a call that we cannot see;
+//  4. Ps whose G has run longer than its slice while others wait: preempt_g;
+//  5. queued work beside an idle P (the net under the wake habit, sched.cc): wake_p.
+// With every P idle for a second it sleeps until acquire_p wakes it: an idle program
+// costs nothing.
+//
+// Hidden blocks: tick and switch count of a P stand still and its G is kRunning. Then
+// /proc/self/task/TID/syscall of its M says "running" or a number; asking costs 0.7 us and
+// is done at most every 100 us a P.
+#include "sched/sysmon.h"
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+
+#include "sched/netpoll.h"
+#include "sched/syscall.h"
+#include "sched/watch.h"
+
+namespace weft {
+namespace {
+
+constexpr uint64_t kTickNs = 20'000;
+constexpr uint64_t kMaxTickNs = 10'000'000;
+constexpr uint32_t kIdleTicks = 50;
+constexpr uint64_t kSyscallNs = 20'000;
+constexpr uint64_t kHiddenNs = 40'000;
+constexpr uint64_t kPollNs = 10'000'000;
+constexpr uint64_t kAskAgainNs = 1'000'000;  // a refused preemption is asked for again
+constexpr uint64_t kDeepAfterNs = 1'000'000'000;
+
+// True if the kernel thread sleeps in a system call.
+bool asleep_in_kernel(int tid) {
+  char path[48] = "/proc/self/task/";
+  size_t n = 16;
+  char digits[12];
+  int d = 0;
+  for (int v = tid; v > 0; v /= 10) digits[d++] = static_cast<char>('0' + v % 10);
+  while (d > 0) path[n++] = digits[--d];
+  for (const char* s = "/syscall"; *s != 0; s++) path[n++] = *s;
+  path[n] = 0;
+  long fd = sys_call(SYS_openat, AT_FDCWD, sys_arg(&path[0]), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  char buf[8];
+  long got = sys_call(SYS_read, fd, sys_arg(&buf[0]), sizeof buf);
+  sys_call(SYS_close, fd);
+  return got > 0 && buf[0] >= '0' && buf[0] <= '9';
+}
+
+thread_local constinit bool t_sysmon = false;
+
+bool others_wait(const P* p) {
+  return p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
+}
+
+// In a system call for long: worth taking only if somebody could use the P.
+bool check_syscall(P* p, M* m, G* g, uint64_t state, uint64_t now) {
+  if (state != p->seen_state) {
+    p->seen_state = state;
+    p->seen_since_ns = now;
+    return false;
+  }
+  if (now - p->seen_since_ns < kSyscallNs) return false;
+  bool polled = sched.last_poll_ns.load(std::memory_order_relaxed) == 0;
+  bool idle_elsewhere = sched.n_idle_p.load(std::memory_order_relaxed) +
+                            sched.n_spinning.load(std::memory_order_relaxed) > 0;
+  // With no work queued, keep it (a short wait in place is cheapest), unless nobody is left
+  // to watch descriptors and timers, or it has been away for 10 ms.
+  if (!others_wait(p) && (idle_elsewhere || polled) && now - p->seen_since_ns < kMaxTickNs)
+    return false;
+  if (!retake_syscall(p, m, g, state)) return false;
+  sched.n_retakes.fetch_add(1, std::memory_order_relaxed);
+  hand_off_p(p);
+  return true;
+}
+
+bool check_hidden(P* p, M* m, G* g, uint64_t now) {
+  if (!sched.membarrier || now - p->hidden_since_ns < kHiddenNs) return false;
+  p->hidden_since_ns = now;
+  if (g->engine.load(std::memory_order_relaxed) != 0) return false;
+  if (!asleep_in_kernel(m->tid.load(std::memory_order_relaxed))) return false;
+  if (!retake_hidden(p, m, g)) return false;
+  sched.n_hidden.fetch_add(1, std::memory_order_relaxed);
+  hand_off_p(p);
+  return true;
+}
+
+bool check_p(P* p, uint64_t now) {
+  M* m = p->m.load(std::memory_order_acquire);
+  if (m == nullptr) return false;
+  G* g = m->curg.load(std::memory_order_acquire);
+  if (g == nullptr) return false;
+  uint64_t state = g->state.load(std::memory_order_acquire);
+  auto s = static_cast<GState>(state & 0xffffffffu);
+  uint32_t switches = p->switches.load(std::memory_order_relaxed);
+  uint32_t tick = p->tick.load(std::memory_order_relaxed);
+  if (s == GState::kSyscall) return check_syscall(p, m, g, state, now);
+  if (tick != p->seen_tick) {
+    p->seen_tick = tick;
+    p->slice_since_ns = now;
+  }
+  if (switches != p->seen_switches) {
+    p->seen_switches = switches;
+    p->hidden_since_ns = now;
+    return false;
+  }
+  if (s != GState::kRunning) return false;
+  if (check_hidden(p, m, g, now)) return true;
+  if (sched.preempt_ms != 0 && others_wait(p) &&
+      now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000) {
+    p->slice_since_ns += kAskAgainNs;
+    host_preempt(m);
+    return true;
+  }
+  return false;
+}
+
+bool run_timers(uint64_t now) {
+  bool fired = false;
+  for (uint32_t i = 0; i < sched.procs; i++) {
+    TimerHeap& h = sched.p[i].timers;
+    // A P that looks at its timers itself is left to do so for 100 us.
+    if (h.earliest() != kNever && h.earliest() + 100'000 <= now) fired |= h.run(now) != 0;
+  }
+  return fired;
+}
+
+bool poll_descriptors(uint64_t now) {
+  uint64_t last = sched.last_poll_ns.load(std::memory_order_relaxed);
+  if (!netpoll_waiters() || last == 0 || now < last + kPollNs) return false;
+  if (!sched.last_poll_ns.compare_exchange_strong(last, now, std::memory_order_relaxed))
+    return false;
+  GList gs = netpoll(0);
+  if (gs.head == nullptr) return false;
+  ready_list(gs);
+  return true;
+}
+
+bool wake_for_queued() {
+  if (sched.n_idle_p.load(std::memory_order_relaxed) == 0 ||
+      sched.n_spinning.load(std::memory_order_relaxed) != 0)
+    return false;
+  bool work = sched.globq_n.load(std::memory_order_relaxed) != 0;
+  for (uint32_t i = 0; !work && i < sched.procs; i++) work = p_has_work(&sched.p[i]);
+  if (work) wake_p();
+  return work;
+}
+
+void deep_sleep() {
+  uint32_t awake = 0;  // 2: kicked just now
+  if (!sched.sysmon_word.compare_exchange_strong(awake, 1, std::memory_order_seq_cst)) return;
+  if (sched.n_idle_p.load(std::memory_order_seq_cst) == sched.procs && !watch_wants_ticks())
+    while (sched.sysmon_word.load(std::memory_order_acquire) == 1)
+      sys_futex_wait(&sched.sysmon_word, 1);
+  sched.sysmon_word.store(0, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+void sysmon_kick() {
+  if (sched.sysmon_word.exchange(2, std::memory_order_acq_rel) != 2)
+    sys_futex_wake(&sched.sysmon_word, 1);
+}
+
+bool sysmon_thread() { return t_sysmon; }
+
+void sysmon_main(void*) {
+  t_sysmon = true;
+  sys_call(SYS_prctl, PR_SET_TIMERSLACK, 1);  // 50 us of slack by default: longer than a tick
+  uint64_t delay = kTickNs;
+  uint32_t quiet = 0;
+  uint64_t all_idle_since = 0;
+  for (;;) {
+    sys_futex_wait(&sched.sysmon_word, 0, host_now_ns() + delay);
+    sched.sysmon_word.store(0, std::memory_order_relaxed);
+    uint64_t now = host_now_ns();
+    host_tick(now);
+    bool did = run_timers(now) | poll_descriptors(now);
+    netpoll_verify(now);
+    for (uint32_t i = 0; i < sched.procs; i++) did |= check_p(&sched.p[i], now);
+    did |= wake_for_queued();
+    sysmon_hook(now);
+    if (did) {
+      quiet = 0;
+      delay = kTickNs;
+    } else if (++quiet > kIdleTicks) {
+      delay = delay * 2 > kMaxTickNs ? kMaxTickNs : delay * 2;
+    }
+    if (sched.n_idle_p.load(std::memory_order_relaxed) != sched.procs || watch_wants_ticks()) {
+      all_idle_since = 0;
+    } else if (all_idle_since == 0) {
+      all_idle_since = now;
+    } else if (now - all_idle_since > kDeepAfterNs) {
+      deep_sleep();
+      all_idle_since = 0;
+      quiet = 0;
+      delay = kTickNs;
+    }
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,17 @@
+// sysmon.h - the watcher thread, and what it calls outward.
+#pragma once
+
+#include "sched/sched.h"
+
+namespace weft {
+
+void sysmon_main(void*);
+// Ends sysmon's sleep. Any thread, signal handlers included.
+void sysmon_kick();
+// True on sysmon's own thread.
+bool sysmon_thread();
+// Once a tick: schedtrace, signal routing, deadlock detection (trace.cc).
+void sysmon_hook(uint64_t now_ns);
+void spawner_main(void*);
+
+}  // namespace weft

@@ -1,0 +1,21 @@
+// watch.h - what sysmon does for the person who looks: schedtrace lines, dumps on request.
+//
+// Callers: watch_config at boot, before sysmon's first tick; watch_request_dump from a
+// signal handler on any thread; sysmon_hook (sysmon.h) and watch_wants_ticks: sysmon.
+#pragma once
+
+#include "sched/base.h"
+
+namespace weft {
+
+struct WatchConfig {
+  uint32_t schedtrace_ms = 0;  // 0: off
+  bool scheddetail = false;
+  int dumpsig = 0;             // sysmon accepts it, so that it arrives when all block it
+};
+void watch_config(const WatchConfig& c);
+void watch_request_dump();
+// sysmon must not sleep deep now.
+bool watch_wants_ticks();
+
+}  // namespace weft
