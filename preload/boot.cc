@@ -80,13 +80,19 @@ G* make_g1() {
   if (g != nullptr) {
     t = thread_of(g);
   } else {
+    // In a fork child of main both are there already, and g stands in the list of all Gs.
+    auto* was = reinterpret_cast<G*>(g1_room);
+    G* all_next = was->all_next;
+    uint32_t index = was->index;
     g = new (g1_room) G;
+    g->all_next = all_next;
+    g->index = index;
     t = new (thread1_room) Thread;
     g->fs = fs;
     g->thread = t;
     g->fresh = false;
     t->g = g;
-    all_gs_add(g);
+    if (index == 0) all_gs_add(g);
   }
   g->vtid = static_cast<uint32_t>(sys_gettid());
   g->engine.store(0, std::memory_order_relaxed);

@@ -23,6 +23,7 @@
 #include <linux/rseq.h>
 
 #include "preload/api.h"
+#include "preload/kcall.h"
 #include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/vfork.h"
@@ -35,6 +36,8 @@ extern void* __dso_handle __attribute__((visibility("hidden")));
 
 namespace weft {
 
+thread_local constinit int t_fork_ktid = 0;
+
 // Other files' own child hooks: defined or not (see the head of each).
 __attribute__((weak)) void sync_after_fork();
 __attribute__((weak)) void io_after_fork();
@@ -44,7 +47,6 @@ __attribute__((weak)) void cancel_after_fork();
 __attribute__((weak)) void tsd_after_fork();
 void spawn_after_fork();
 void wire_after_fork();
-void xid_after_fork();
 
 namespace {
 
@@ -84,6 +86,7 @@ void fork_in_parent() {
   if (!t_window.open) return;
   t_window.open = false;
   uint64_t mask = t_window.mask;  // this M's; exit_syscall may go on with another
+  t_fork_ktid = sys_gettid();
   sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
   if (t_window.in_syscall) exit_syscall(this_g());
 }
@@ -102,12 +105,16 @@ void fork_in_child() {
     g->attention.store(0, std::memory_order_relaxed);  // pending signals are the parent's
     g->wired = false;
     g->m = nullptr;
+    if (Thread* t = thread_of(g)) {  // whoever joined it is not here
+      t->joining.store(0, std::memory_order_relaxed);
+      t->joins.store(nullptr, std::memory_order_relaxed);
+    }
   }
   sched_after_fork(g);
   boot_after_fork();
   spawn_after_fork();
   wire_after_fork();
-  xid_after_fork();
+  kcall_after_fork();
   run_hook(sync_after_fork);
   run_hook(io_after_fork);
   run_hook(signal_after_fork);

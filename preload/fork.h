@@ -15,4 +15,8 @@ void fork_begin();
 void fork_in_parent();
 void fork_in_child();
 
+// The kernel thread that made the caller's last child: its tracer, should it ask to be
+// traced (PTRACE_TRACEME). 0: none.
+extern thread_local constinit int t_fork_ktid;
+
 }  // namespace weft

@@ -15,6 +15,12 @@ namespace weft {
 
 std::atomic<uint32_t> io_share_epoch{0};
 
+uint32_t io_socket_kind(int domain, int type, int protocol) {
+  if (type != SOCK_STREAM) return kIoDgram;
+  bool inet = domain == AF_INET || domain == AF_INET6;
+  return inet && (protocol == IPPROTO_TCP || protocol == 0) ? kIoTcp : kIoStream;
+}
+
 namespace {
 
 constexpr unsigned kMemMajor = 1;  // /dev/null, zero, full, random, urandom
@@ -26,12 +32,6 @@ int sock_int(int fd, int what) {
   return v;
 }
 
-uint32_t socket_kind(int domain, int type, int protocol) {
-  if (type != SOCK_STREAM) return kIoDgram;
-  bool inet = domain == AF_INET || domain == AF_INET6;
-  return inet && (protocol == IPPROTO_TCP || protocol == 0) ? kIoTcp : kIoStream;
-}
-
 uint32_t kind_of(int fd, uint32_t* notes) {
   struct stat st;
   if (sys_call(SYS_fstat, fd, sys_arg(&st)) != 0) return kIoUnknown;
@@ -39,7 +39,7 @@ uint32_t kind_of(int fd, uint32_t* notes) {
     case S_IFSOCK: {
       int domain = sock_int(fd, SO_DOMAIN);
       if (domain == AF_UNIX) *notes |= kNoteUnix;
-      return socket_kind(domain, sock_int(fd, SO_TYPE), sock_int(fd, SO_PROTOCOL));
+      return io_socket_kind(domain, sock_int(fd, SO_TYPE), sock_int(fd, SO_PROTOCOL));
     }
     case S_IFIFO:
       return kIoPipe;
@@ -170,6 +170,34 @@ void io_flags_set(int fd, bool nonblock) {
   if (pd == nullptr || pd->fd != fd || io_kind(pd) == kIoUnknown) return;
   if (nonblock) pd->notes.fetch_or(kNoteNonblock, std::memory_order_relaxed);
   else pd->notes.fetch_and(~uint32_t{kNoteNonblock}, std::memory_order_relaxed);
+}
+
+uint32_t io_inherited_notes(const PollDesc* listener, bool nonblock) {
+  uint32_t notes = kNoteBorn | (nonblock ? uint32_t{kNoteNonblock} : 0);
+  if (listener == nullptr) return kNoteBorn;
+  uint32_t its = io_notes(listener);
+  notes |= its & kNoteUnix;
+  // Timeouts come from the listener (Linux does not hand down O_NONBLOCK).
+  if (exclusive(listener) && (its & kNoteAttr) != 0)
+    notes |= kNoteAttr | (its & (kNoteRcvTimeo | kNoteSndTimeo));
+  return notes;
+}
+
+void io_timeo_set(int fd, PollDir dir, bool nonzero) {
+  if (!recording()) return;
+  PollDesc* pd = polldesc_peek(fd);
+  if (pd == nullptr || pd->fd != fd || io_kind(pd) == kIoUnknown) return;
+  uint32_t bit = dir == kPollIn ? kNoteRcvTimeo : kNoteSndTimeo;
+  if (nonzero) pd->notes.fetch_or(bit, std::memory_order_relaxed);
+  else pd->notes.fetch_and(~bit, std::memory_order_relaxed);
+}
+
+void io_mark_odd(int fd) {
+  if (!recording()) return;
+  if (PollDesc* pd = polldesc_get(fd); pd != nullptr) {
+    if (io_kind(pd) == kIoUnknown) io_probe(pd);
+    io_note(pd, kNoteOdd);
+  }
 }
 
 }  // namespace weft

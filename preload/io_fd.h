@@ -20,7 +20,7 @@
 
 // A second exported name for the same function; both in one file.
 #define WEFT_TWIN(ret, name, of, args) \
-  extern "C" __attribute__((visibility("default"), used, alias(#of))) ret name args
+  extern "C" __attribute__((visibility("default"), used, alias(#of), copy(of))) ret name args
 
 namespace weft {
 
@@ -63,6 +63,13 @@ inline uint32_t io_notes(const PollDesc* pd) { return pd->notes.load(std::memory
 inline void io_note(PollDesc* pd, uint32_t bits) {
   pd->notes.fetch_or(bits, std::memory_order_relaxed);
 }
+uint32_t io_socket_kind(int domain, int type, int protocol);
+// The attribute notes of a socket just accepted from `listener`.
+uint32_t io_inherited_notes(const PollDesc* listener, bool nonblock);
+// SO_RCVTIMEO, SO_SNDTIMEO: set (or, with 0, cleared) on fd.
+void io_timeo_set(int fd, PollDir dir, bool nonzero);
+// The descriptor needs poll-first treatment from now on.
+void io_mark_odd(int fd);
 // Forgets the kind and asks the kernel again. False: it is kIoFile now.
 bool io_probe(PollDesc* pd);
 

@@ -4,10 +4,6 @@
 // MSG_DONTWAIT, pipes and the like by RWF_NOWAIT, the rest by poll and then the call inside
 // the syscall protocol. EAGAIN parks the G in the netpoller. Everything else (files,
 // foreign threads, before boot) is the plain call.
-//
-// A read that gave less than asked for has emptied a TCP stream or a pipe. If no edge came
-// since, the next read would find nothing: it parks without a try (`drained`). Not after
-// hang-up or urgent data, which end reads early, and not where attributes are uncertain.
 #include "preload/io_rw.h"
 
 #include <poll.h>
@@ -15,8 +11,6 @@
 
 namespace weft {
 namespace {
-
-constexpr size_t kMaxRw = 0x7ffff000;  // MAX_RW_COUNT: the kernel never moves more
 
 bool nowait_ok(const PollDesc* pd, PollDir dir) {
   return (io_notes(pd) & (uint32_t{kNoteNoNowait} << dir | kNoteOdd)) == 0 &&
@@ -28,40 +22,6 @@ bool refused(PollDesc* pd, PollDir dir, long r) {
   if (r != -EOPNOTSUPP && r != -EINVAL && r != -ENOSYS && r != -ESPIPE) return false;
   io_note(pd, uint32_t{kNoteNoNowait} << dir);
   return true;
-}
-
-bool believe_drained(const PollDesc* pd, const IoCall& c) {
-  return pd->drained.load(std::memory_order_relaxed) == (uint64_t{1} << 32 | c.turn.seq) &&
-         pd->sticky.load(std::memory_order_acquire) == 0 && io_surely_blocking(pd, kPollIn);
-}
-
-// A short read: empty as of `seq`, if edges are being counted (armed).
-void note_short_read(PollDesc* pd, const IoCall& c) {
-  uint32_t k = io_kind(pd);
-  if (k != kIoTcp && k != kIoPipe) return;
-  if (c.turn.orphan || (pd->armed & 1u << kPollIn) == 0 || (io_notes(pd) & kNoteOdd) != 0) return;
-  pd->drained.store(uint64_t{1} << 32 | c.turn.seq, std::memory_order_relaxed);
-}
-
-// recv with nothing asked for waits on datagram sockets; read with nothing never does.
-template <class Try, class Block>
-long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
-  IoCall c;
-  io_begin(c, pd, kPollIn, Wait::kRead);
-  for (;;) {
-    io_sample(c);
-    long r = WEFT_UNLIKELY(believe_drained(pd, c)) ? -EAGAIN : try_once(io_fd(c));
-    if (r > 0 && static_cast<size_t>(r) < n) note_short_read(pd, c);
-    if (r != -EAGAIN) return io_end(c, r);
-    int w = io_block(c);
-    if (w == 0) continue;
-    if (w != kCannotWait) return io_end(c, w);
-    int fd = io_fd(c);
-    r = in_syscall_block([&] { return in_kernel(fd); });
-    io_end(c, 0);
-    if (r == -EINTR) cancel_point();
-    return r;
-  }
 }
 
 long try_read(PollDesc* pd, int fd, void* buf, size_t n) {
@@ -89,6 +49,14 @@ long try_write(PollDesc* pd, int fd, const void* buf, size_t n, bool first) {
 
 }  // namespace
 
+// Empty as of the sample, if edges are being counted since before it (armed).
+void note_short_read(PollDesc* pd, const IoCall& c) {
+  uint32_t k = io_kind(pd);
+  if (k != kIoTcp && k != kIoPipe) return;
+  if (c.turn.orphan || (pd->armed & 1u << kPollIn) == 0 || (io_notes(pd) & kNoteOdd) != 0) return;
+  pd->drained.store(uint64_t{1} << 32 | c.turn.seq, std::memory_order_relaxed);
+}
+
 size_t iov_bytes(const struct iovec* iov, int count) {
   size_t n = 0;
   for (int i = 0; i < count; i++) n += iov[i].iov_len;
@@ -112,7 +80,8 @@ long try_readv(PollDesc* pd, int fd, const struct iovec* iov, int count, int fla
     long r = sys_call(SYS_preadv2, fd, sys_arg(iov), count, -1, -1, flags | RWF_NOWAIT);
     if (!refused(pd, kPollIn, r)) return r;
   }
-  if (long r = io_poll_now(fd, kPollIn); r != 0) return r;
+  IoAttr a;
+  if (io_poll_now(fd, kPollIn) != 0 && io_attr(pd, kPollIn, &a) == 0 && !a.nonblock) return -EAGAIN;
   return in_syscall([&] { return sys_call(SYS_preadv2, fd, sys_arg(iov), count, -1, -1, flags); });
 }
 
@@ -131,7 +100,9 @@ long try_writev(PollDesc* pd, int fd, const struct iovec* iov, int count, int fl
     long r = sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags | RWF_NOWAIT);
     if (!refused(pd, kPollOut, r)) return r;
   }
-  if (long r = io_poll_now(fd, kPollOut); r != 0) return r;
+  IoAttr a;
+  if (io_poll_now(fd, kPollOut) != 0 && io_attr(pd, kPollOut, &a) == 0 && !a.nonblock)
+    return -EAGAIN;
   return in_syscall([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags); });
 }
 

@@ -9,6 +9,8 @@
 
 namespace weft {
 
+constexpr size_t kMaxRw = 0x7ffff000;  // MAX_RW_COUNT: the kernel never moves more
+
 // What is left of an iovec after `done` bytes, without allocating: up to kWindow pieces.
 // Streams only, where a shorter call is followed by another.
 struct IovWindow {
@@ -22,6 +24,37 @@ size_t iov_bytes(const struct iovec* iov, int count);
 // -EAGAIN: nothing now.
 long try_readv(PollDesc* pd, int fd, const struct iovec* iov, int count, int flags);
 long try_writev(PollDesc* pd, int fd, const struct iovec* iov, int count, int flags, bool first);
+
+// A read that gave less than asked for has emptied a TCP stream or a pipe. If no edge came
+// since, the next one would find nothing: it parks without a try. Not after hang-up or
+// urgent data, which end reads early, and not where attributes are uncertain.
+inline bool believe_drained(const PollDesc* pd, const IoCall& c) {
+  return pd->drained.load(std::memory_order_relaxed) == (uint64_t{1} << 32 | c.turn.seq) &&
+         pd->sticky.load(std::memory_order_acquire) == 0 && io_surely_blocking(pd, kPollIn);
+}
+void note_short_read(PollDesc* pd, const IoCall& c);
+
+// Reads what there is, waiting for the first of it. `n`: what a full answer would be; 0:
+// a short one means nothing.
+template <class Try, class Block>
+inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
+  IoCall c;
+  io_begin(c, pd, kPollIn, Wait::kRead);
+  for (;;) {
+    io_sample(c);
+    long r = n != 0 && believe_drained(pd, c) ? -EAGAIN : try_once(io_fd(c));
+    if (r > 0 && static_cast<size_t>(r) < n) note_short_read(pd, c);
+    if (r != -EAGAIN) return io_end(c, r);
+    int w = io_block(c);
+    if (w == 0) continue;
+    if (w != kCannotWait) return io_end(c, w);
+    int fd = io_fd(c);
+    r = in_syscall_block([&] { return in_kernel(fd); });
+    io_end(c, 0);
+    if (r == -EINTR) cancel_point();
+    return r;
+  }
+}
 
 // Writes all of a stream's bytes, or fewer if a handler, a timeout or an error came after
 // some. `put(fd, done)` tries to write what is left.

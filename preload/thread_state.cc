@@ -10,7 +10,9 @@
 #include <sys/personality.h>
 #include <sys/ptrace.h>
 
+#include "preload/fork.h"
 #include "preload/ids.h"
+#include "preload/kcall.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
 
@@ -38,10 +40,18 @@ long set_personality(unsigned long p) {
   return old;
 }
 
-// The tracer is one kernel thread: all its calls must come from it.
+// The tracer is one kernel thread: all its calls must come from it. The caller is wired;
+// a child that asked for it (TRACEME) is traced by the M that forked it, which may have
+// been another: that one is asked to make the call.
 long trace(const long a[4]) {
   wire_thread("ptrace");
-  return sys_call(SYS_ptrace, a[0], a[1], a[2], a[3]);
+  long r = sys_call(SYS_ptrace, a[0], a[1], a[2], a[3]);
+  if (r != -ESRCH || t_fork_ktid == 0 || t_fork_ktid == sys_gettid()) return r;
+  KCall call{SYS_ptrace, a[0], a[1], a[2], a[3]};
+  kcall_lock();
+  bool made = kcall_on(t_fork_ktid, &call);
+  kcall_unlock();
+  return made ? call.result : r;
 }
 
 }  // namespace
@@ -109,6 +119,13 @@ WEFT_EXPORT long ptrace(enum __ptrace_request request, ...) {
   void* addr = va_arg(ap, void*);
   void* data = va_arg(ap, void*);
   va_end(ap);
-  wire_thread("ptrace");
-  return real().ptrace(request, pid, addr, data);  // libc turns PEEK's result round
+  if (t_g == nullptr || t_g->is_g0) return real().ptrace(request, pid, addr, data);
+  // The kernel stores what PEEK* read; the function answers it.
+  bool peek = request >= PTRACE_PEEKTEXT && request <= PTRACE_PEEKUSER;
+  long word = 0;
+  long a[4] = {request, pid, sys_arg(addr), peek ? sys_arg(&word) : sys_arg(data)};
+  long r = trace(a);
+  if (r < 0 || !peek) return errno_ret(r);
+  errno = 0;
+  return word;
 }

@@ -15,6 +15,7 @@
 #include "preload/vfork.h"
 
 #include "preload/api.h"
+#include "preload/fork.h"
 
 namespace weft {
 
@@ -53,6 +54,7 @@ __attribute__((used, visibility("hidden"))) void weft_vfork_child() {
 __attribute__((used, visibility("hidden"))) long weft_vfork_parent(long pid, uint64_t token) {
   t_vfork_depth = static_cast<uint32_t>(token & kDepthMask);
   t_g = reinterpret_cast<G*>(token & ~(kBracket | kDepthMask));
+  if (t_g != nullptr) t_fork_ktid = sys_gettid();
   if ((token & kBracket) != 0) exit_syscall(t_g);
   return errno_ret(pid);
 }

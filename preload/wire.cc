@@ -1,7 +1,7 @@
 // wire.cc - see wire.h.
 //
 // Wishes live in one array, searched linearly: they are few and short-lived. One is valid
-// only while its G has kWishBit set; a slot's next thread starts without the bit, so what
+// only while its G has kAttWire set; a slot's next thread starts without the bit, so what
 // was wished for the last one is never carried out.
 #include "preload/wire.h"
 
@@ -30,7 +30,7 @@ void number(char* out, uint64_t v) {
 }
 
 bool valid(const Wish& w) {
-  return (w.g->attention.load(std::memory_order_acquire) & kWishBit) != 0;
+  return (w.g->attention.load(std::memory_order_acquire) & kAttWire) != 0;
 }
 
 Wish* find_locked(const G* g) {
@@ -99,13 +99,13 @@ bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg) {
     if (w == nullptr) return false;
     change(w, arg);
     // Release: the G's exchange of attention acquires the wish (and the lock orders it).
-    g->attention.fetch_or(kWishBit, std::memory_order_release);
+    g->attention.fetch_or(kAttWire, std::memory_order_release);
     return true;
   });
 }
 
 bool wish_get(G* g, Wish* out) {
-  if ((g->attention.load(std::memory_order_acquire) & kWishBit) == 0) return false;
+  if ((g->attention.load(std::memory_order_acquire) & kAttWire) == 0) return false;
   return locked([&] {
     Wish* w = find_locked(g);
     if (w == nullptr || !valid(*w)) return false;

@@ -47,14 +47,11 @@ struct Wish {
   unsigned char mask[kMaskBytes];
 };
 
-// Bit of Attention: there is a wish for this G.
-constexpr uint32_t kWishBit = 16;
-
 // Adds to g's wish what `change` sets. False: no memory.
 bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg);
 // Copies g's wish; false if there is none.
 bool wish_get(G* g, Wish* out);
-// host_attention found kWishBit: g, the caller, carries its wish out.
+// host_attention found kAttWire: g, the caller, carries its wish out.
 void wire_attention(G* g);
 void wire_after_fork();
 

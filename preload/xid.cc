@@ -7,95 +7,24 @@
 //
 //   1  the caller makes the call itself; an error ends it here
 //   2  list the tasks of the process (/proc/self/task; without it, our Ms)
-//   3  each not yet done: put its tid into the order, tgkill 33, wait until it says done
+//   3  each not yet done makes the call too (kcall.h), one after the other
 //   4  again from 2 until a round finds nobody new: threads born meanwhile inherit from a
 //      creator that may have been late
 //
-// Signal 33 is never blocked in any thread but for moments (fork's window). A thread that
-// ends instead of answering is seen by tgkill's ESRCH. The handler does one system call
-// and touches nothing of weft, so it may run anywhere, the engine and g0 included; a 33
-// that is not ours goes to libc's handler.
+// Known limit: in a chroot without /proc, threads of libc's own (timers, aio) are missed.
 #include <fcntl.h>
 #include <grp.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include "preload/api.h"
+#include "preload/kcall.h"
 #include "preload/vfork.h"
 
 namespace weft {
 namespace {
 
-constexpr int kSigSetxid = 33;
-constexpr uint64_t kRecheckNs = 2'000'000;  // how often a silent thread is looked for
-
-struct KernelAction {
-  void (*handler)(int, siginfo_t*, void*);
-  unsigned long flags;
-  void (*restorer)();
-  uint64_t mask;
-};
-
-struct Order {
-  long nr, a, b, c;
-  std::atomic<int> tid{0};        // who is to carry it out; 0 nobody
-  std::atomic<uint32_t> done{0};  // futex of the caller
-  long result = 0;
-};
-Order order;
-KernelAction libc_action;
-bool installed;
-std::atomic<uint32_t> xid_word{0};  // one broadcast at a time: 0 free, 1 held, 2 and waited for
-
-void on_signal(int sig, siginfo_t* info, void* context) {
-  int me = sys_gettid();
-  // Acquire: pairs with the caller's store after it filled the order.
-  if (order.tid.load(std::memory_order_acquire) != me) {
-    if (libc_action.handler != nullptr && reinterpret_cast<uintptr_t>(libc_action.handler) > 1)
-      libc_action.handler(sig, info, context);
-    return;
-  }
-  order.result = sys_call(order.nr, order.a, order.b, order.c);
-  order.tid.store(0, std::memory_order_relaxed);
-  order.done.store(1, std::memory_order_release);
-  sys_futex_wake(&order.done, 1);
-}
-
-// The restorer and the mask are taken from libc's own action for this signal.
-bool install() {
-  if (installed) return true;
-  if (sys_call(SYS_rt_sigaction, kSigSetxid, 0, sys_arg(&libc_action), 8) != 0) return false;
-  KernelAction ours = libc_action;
-  if (ours.restorer == nullptr) return false;  // libc has no threads: nobody to tell
-  ours.handler = on_signal;
-  ours.flags |= SA_SIGINFO | SA_RESTART;
-  ours.flags &= ~static_cast<unsigned long>(SA_ONSTACK);
-  ours.mask = ~uint64_t{0};
-  if (sys_call(SYS_rt_sigaction, kSigSetxid, sys_arg(&ours), 0, 8) != 0) return false;
-  installed = true;
-  return true;
-}
-
-void tell(int tid) {
-  int pid = sys_getpid();
-  order.done.store(0, std::memory_order_relaxed);
-  order.tid.store(tid, std::memory_order_release);
-  if (sys_call(SYS_tgkill, pid, tid, kSigSetxid) == 0) {
-    while (order.done.load(std::memory_order_acquire) == 0) {
-      sys_futex_wait(&order.done, 0, host_now_ns() + kRecheckNs);
-      int expected = tid;
-      if (sys_call(SYS_tgkill, pid, tid, 0) != 0 &&
-          order.tid.compare_exchange_strong(expected, 0, std::memory_order_acq_rel))
-        return;  // it ended without answering
-    }
-    // libc's rule: half-changed ids are worse than an end.
-    CHECK(order.result >= 0);
-  }
-  order.tid.store(0, std::memory_order_relaxed);
-}
-
-// Sorted by arrival; a page's worth of tids, then more by doubling.
+// In order of arrival: a page of tids, then more by doubling.
 struct Seen {
   int* tids = nullptr;
   size_t n = 0, cap = 0;
@@ -124,10 +53,11 @@ struct Seen {
   }
 };
 
-bool tell_once(Seen& seen, int tid) {
+bool tell_once(Seen& seen, int tid, KCall& call) {
   if (tid <= 0 || seen.has(tid)) return false;
   seen.add(tid);
-  tell(tid);
+  // libc's rule: half-changed ids are worse than an end.
+  if (kcall_on(tid, &call)) CHECK(call.result >= 0);
   return true;
 }
 
@@ -140,7 +70,7 @@ struct Dirent {
 };
 
 // One round over /proc/self/task. -1: not readable (chroot); else how many were new.
-int round_proc(Seen& seen) {
+int round_proc(Seen& seen, KCall& call) {
   long fd = sys_call(SYS_openat, AT_FDCWD, sys_arg("/proc/self/task"),
                      O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return -1;
@@ -153,55 +83,42 @@ int round_proc(Seen& seen) {
       at += d->reclen;
       int tid = 0;
       for (const char* s = d->name; *s >= '0' && *s <= '9'; s++) tid = tid * 10 + (*s - '0');
-      fresh += tell_once(seen, tid);
+      fresh += tell_once(seen, tid, call);
     }
   sys_call(SYS_close, fd);
   return fresh;
 }
 
-int round_ms(Seen& seen) {
+int round_ms(Seen& seen, KCall& call) {
   int fresh = 0;
   for (M* m = sched.all_m.load(std::memory_order_acquire); m != nullptr; m = m->all_next)
-    fresh += tell_once(seen, m->tid.load(std::memory_order_relaxed));
+    fresh += tell_once(seen, m->tid.load(std::memory_order_relaxed), call);
   return fresh;
 }
 
-long broadcast(long nr, long a, long b, long c) {
-  long r = sys_call(nr, a, b, c);
-  if (r < 0 || !install()) return r;
-  order.nr = nr;
-  order.a = a;
-  order.b = b;
-  order.c = c;
+long broadcast(KCall& call) {
+  long r = sys_call(call.nr, call.a, call.b, call.c);
+  if (r < 0) return r;
   Seen seen;
   seen.add(sys_gettid());
   int fresh;
   do {
-    fresh = round_proc(seen);
-    if (fresh < 0) fresh = round_ms(seen);
+    fresh = round_proc(seen, call);
+    if (fresh < 0) fresh = round_ms(seen, call);
   } while (fresh > 0);
   seen.drop();
   return r;
 }
 
-void xid_lock() {
-  uint32_t free = 0;
-  if (xid_word.compare_exchange_strong(free, 1, std::memory_order_acquire)) return;
-  while (xid_word.exchange(2, std::memory_order_acquire) != 0)
-    gfutex_wait(&xid_word, 2, kNever, Wait::kOther);
-}
-void xid_unlock() {
-  if (xid_word.exchange(0, std::memory_order_release) == 2) gfutex_wake(&xid_word, 1);
-}
-
 // The caller stays on its kernel thread throughout: its M is one of those that changed.
 long all_threads(long nr, long a, long b = 0, long c = 0) {
-  xid_lock();
+  KCall call{nr, a, b, c};
+  kcall_lock();
   G* g = this_g();
   if (g != nullptr) engine_enter(g);
-  long r = broadcast(nr, a, b, c);
+  long r = broadcast(call);
   if (g != nullptr) engine_exit(g);
-  xid_unlock();
+  kcall_unlock();
   return r;
 }
 
@@ -222,11 +139,6 @@ int invalid() {
 }
 
 }  // namespace
-
-void xid_after_fork() {
-  order.tid.store(0, std::memory_order_relaxed);
-  xid_word.store(0, std::memory_order_relaxed);
-}
 
 }  // namespace weft
 

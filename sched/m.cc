@@ -16,6 +16,7 @@
 namespace weft {
 namespace {
 
+constexpr uint32_t kSpareM = 2;
 constexpr uint32_t kMaxM = 10000;  // Go's: more means that something blocks without end
 
 void wake_m(M* m) {
@@ -72,7 +73,13 @@ void spawner_main(void*) {
   }
 }
 
+// As many as there are Ps, one for each M that is away with its G, and spares. Without the
+// bound each M between giving its P up and reaching the idle list would be missed, and
+// another one started for good.
 void request_m() {
+  if (sched.n_m.load(std::memory_order_relaxed) >=
+      sched.procs + sched.n_away.load(std::memory_order_relaxed) + kSpareM)
+    return;
   if (sched.want_m.load(std::memory_order_relaxed) == 0 &&
       sched.want_m.exchange(1, std::memory_order_acq_rel) == 0)
     sys_futex_wake(&sched.want_m, 1);
@@ -204,10 +211,9 @@ void stop_m(M* m) {
   P* found = nullptr;
   {
     Hold hold(sched.lock);
-    // A new M may find a P waiting for it on the idle list (start_m without an M).
-    bool work = sched.globq.n != 0;
-    for (P* p = sched.idle_p; p != nullptr && !work; p = p->idle_link) work = p_has_work(p);
-    if (work) found = idle_p_get_locked();
+    // start_m without an idle M left its P on the idle list; the work it was for may stand
+    // in any queue, a busy P's too.
+    if (any_work()) found = idle_p_get_locked();
     if (found == nullptr) {
       m->idle_link = sched.idle_m;
       sched.idle_m = m;

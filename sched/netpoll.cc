@@ -249,6 +249,15 @@ bool netpoll_owns(int fd) {
                      fd == ev_fd.load(std::memory_order_relaxed) || polldesc_is_orphan(fd));
 }
 
+int netpoll_next_owned(int from) {
+  int best = polldesc_next_orphan(from);
+  for (auto* n : {&ep_fd, &ev_fd}) {
+    int fd = n->load(std::memory_order_relaxed);
+    if (fd >= from && fd < best) best = fd;
+  }
+  return best;
+}
+
 int netpoll_high_dup(int fd) {
   struct rlimit64 {
     uint64_t cur, max;

@@ -39,6 +39,8 @@ void netpoll_disable();
 bool netpoll_enabled();
 // One of ours: closed, as far as the program can tell.
 bool netpoll_owns(int fd);
+// The lowest of our numbers that is >= from; INT_MAX: none.
+int netpoll_next_owned(int from);
 // The number is wanted by the program (dup2): ours moves out of its way.
 void netpoll_make_room(int fd);
 // A duplicate of fd with a number the program does not come to. -errno on failure.

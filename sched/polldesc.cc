@@ -441,18 +441,21 @@ void polldesc_renew(PollDesc* pd) {
   if (g != nullptr) engine_exit(g);
 }
 
-bool polldesc_is_orphan(int fd) {
-  if (WEFT_LIKELY(n_orphans.load(std::memory_order_relaxed) == 0)) return false;
+int polldesc_next_orphan(int from) {
+  int best = __INT_MAX__;
+  if (WEFT_LIKELY(n_orphans.load(std::memory_order_relaxed) == 0)) return best;
   G* g = this_g();
   if (g != nullptr) engine_enter(g);
-  bool found = false;
   {
     Hold hold(orphan_lock);
-    for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next) found |= o->fd == fd;
+    for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next)
+      if (o->fd >= from && o->fd < best) best = o->fd;
   }
   if (g != nullptr) engine_exit(g);
-  return found;
+  return best;
 }
+
+bool polldesc_is_orphan(int fd) { return polldesc_next_orphan(fd) == fd; }
 
 void polldesc_after_fork() {
   for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next) sys_call(SYS_close, o->fd);

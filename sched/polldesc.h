@@ -133,6 +133,7 @@ void polldesc_retire(PollDesc* pd);
 void polldesc_renew(PollDesc* pd);
 // True for a duplicate kept for waiters: the program must not see it.
 bool polldesc_is_orphan(int fd);
+int polldesc_next_orphan(int from);         // lowest of them >= from; INT_MAX: none
 void polldesc_after_fork();
 
 }  // namespace weft

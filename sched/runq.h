@@ -55,9 +55,11 @@ class RunQ {
   }
 
   // Owner, when put() says full: takes kHalf items off the head into out[].
-  // Returns 0 when a stealer made room meanwhile.
+  // Returns 0 when a stealer made room meanwhile. The check is not put()'s over again:
+  // since then thieves may have taken so many that half would reach past the tail.
   uint32_t take_half(T** out) {
     uint32_t h = head_.load(std::memory_order_acquire);
+    if (tail_.load(std::memory_order_relaxed) - h < kSize) return 0;
     for (uint32_t i = 0; i < kHalf; i++)
       out[i] = ring_[(h + i) % kSize].load(std::memory_order_relaxed);
     if (!head_.compare_exchange_strong(h, h + kHalf, std::memory_order_release,

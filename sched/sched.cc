@@ -146,6 +146,12 @@ void globq_put_locked(G* g) {
 
 bool p_has_work(const P* p) { return !p->runq.empty(); }
 
+bool any_work() {
+  for (uint32_t i = 0; i < sched.procs; i++)
+    if (p_has_work(&sched.p[i])) return true;
+  return sched.globq_n.load(std::memory_order_acquire) != 0;
+}
+
 void ready(G* g) {
   set_state(g, GState::kRunnable);
   G* self = t_g;
@@ -344,12 +350,6 @@ G* spin_for_work(M* m, P* p) {
   }
 }
 
-bool any_work() {
-  for (uint32_t i = 0; i < sched.procs; i++)
-    if (p_has_work(&sched.p[i])) return true;
-  return sched.globq_n.load(std::memory_order_acquire) != 0;
-}
-
 void stop_spinning(M* m) {
   m->spinning = false;
   CHECK(sched.n_spinning.fetch_sub(1, std::memory_order_seq_cst) != 0);
@@ -463,7 +463,11 @@ void schedule() {
   for (;;) {
     if (G* last = m->curg.load(std::memory_order_relaxed)) {
       m->curg.store(nullptr, std::memory_order_relaxed);
-      if (last->wired && g_state(last) == GState::kDead) host_end_thread();
+      if (last->wired && g_state(last) == GState::kDead) {
+        sched.n_away.fetch_sub(1, std::memory_order_relaxed);
+        sched.n_m.fetch_sub(1, std::memory_order_relaxed);
+        host_end_thread();
+      }
     }
     G* g = m->pending;
     m->pending = nullptr;

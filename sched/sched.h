@@ -119,6 +119,7 @@ struct Sched {
   std::atomic<M*> all_m{nullptr};
   std::atomic<uint32_t> n_m{0};
   std::atomic<uint32_t> want_m{0};       // kernel threads the spawner is to start
+  std::atomic<uint32_t> n_away{0};       // Ms whose G runs or sleeps without a P
   std::atomic<uint32_t> spawn_word{0};   // futex of the spawner
   std::atomic<uint64_t> last_poll_ns{0}; // 0: somebody blocks in netpoll
   std::atomic<uint64_t> poll_until_ns{0};
@@ -185,6 +186,7 @@ P* idle_p_get_locked();
 void idle_p_put_locked(P* p);
 void globq_put_locked(G* g);
 bool p_has_work(const P* p);
+bool any_work();  // in any queue, idle Ps' and the global one included
 void stop_m(M* m);
 // The M of the calling G or g0; null on a foreign thread.
 inline M* this_m() { return t_g == nullptr ? nullptr : t_g->m; }

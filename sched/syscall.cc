@@ -18,6 +18,7 @@ uint64_t with_state(uint64_t word, uint32_t s) { return (word & ~kStateMask) | s
 // On the G's stack, in the engine.
 void get_p_or_queue(G* g) {
   M* m = g->m;
+  sched.n_away.fetch_sub(1, std::memory_order_relaxed);
   {
     P* p = nullptr;
     {
@@ -74,6 +75,7 @@ void enter_syscall_block(G* g) {
                    (netpoll_waiters() || p->timers.earliest() != kNever);
   if (others || unwatched || sched.n_idle_p.load(std::memory_order_relaxed) + 1 < sched.procs) {
     release_p(m);
+    sched.n_away.fetch_add(1, std::memory_order_relaxed);
     g->state.store(with_state(w, kSyscallLost), std::memory_order_release);
     hand_off_p(p);
   } else {
@@ -124,6 +126,7 @@ bool retake_syscall(P* p, M* m, G* g, uint64_t state) {
                                         std::memory_order_acq_rel, std::memory_order_relaxed))
     return false;
   // From the CAS on the G may be back. m->p is its M's to clear (exit_syscall); p is ours.
+  sched.n_away.fetch_add(1, std::memory_order_relaxed);
   detach_p(p);
   return true;
 }
@@ -141,6 +144,7 @@ bool retake_hidden(P* p, M* m, G* g) {
     return false;
   }
   release_p(m);
+  sched.n_away.fetch_add(1, std::memory_order_relaxed);
   m->retake.store(2, std::memory_order_release);
   return true;
 }
@@ -170,6 +174,7 @@ void wire_self(const char*) {
   P* p = m->p;
   g->wired = true;
   release_p(m);
+  sched.n_away.fetch_add(1, std::memory_order_relaxed);
   hand_off_p(p);
   g->engine.store(0, std::memory_order_relaxed);
 }

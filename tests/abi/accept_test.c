@@ -27,11 +27,13 @@ static void *acceptor_main(void *arg)
         CHECK_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, 0);
         char c;
         MUST(read(fd, &c, 1) == 1);
+        if (c != 'q') {
+            a->mine++;
+            atomic_fetch_add(a->served, 1);
+        }
         MUST(write(fd, &c, 1) == 1);
         close(fd);
         if (c == 'q') return NULL;
-        a->mine++;
-        atomic_fetch_add(a->served, 1);
     }
 }
 

@@ -189,8 +189,8 @@ static void *oneshot_main(void *arg)
         char b[64];
         ssize_t r = read(s->p[i][0], b, sizeof b);
         MUST(r > 0);
-        MUST(write(s->p[i][0], b, (size_t)r) == r);
         atomic_fetch_add(s->echoed, (int)r);
+        MUST(write(s->p[i][0], b, (size_t)r) == r);
         CHECK_EQ(atomic_fetch_sub(&s->inside[i], 1), 1);
         struct epoll_event e = {.events = EPOLLIN | EPOLLONESHOT, .data.fd = i};
         MUST(epoll_ctl(s->ep, EPOLL_CTL_MOD, s->p[i][0], &e) == 0);
@@ -254,10 +254,10 @@ static void *excl_main(void *arg)
             MUST(errno == EAGAIN);  // another one was faster
             continue;
         }
-        MUST(write(fd, "ok", 2) == 2);
-        close(fd);
         s->served++;
         atomic_fetch_add(s->total, 1);
+        MUST(write(fd, "ok", 2) == 2);
+        close(fd);
     }
 }
 

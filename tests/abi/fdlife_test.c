@@ -223,7 +223,7 @@ static void stale_events_of_a_file_a_child_keeps(void)
 // child's own, also between vfork and exec, where memory is shared.
 static void a_childs_closing_does_not_disturb(void)
 {
-    for (int how = 0; how < 4; how++) {
+    for (volatile int how = 0; how < 4; how++) {
         struct reader r;
         int p[2];
         make_kind(p, how % 3);
@@ -268,7 +268,7 @@ static void a_childs_closing_does_not_disturb(void)
 static void duplicates_share_the_file(void)
 {
     for (int kind = 0; kind < 3; kind++)
-        for (int how = 0; how < 4; how++) {
+        for (volatile int how = 0; how < 4; how++) {
             struct reader r[2];
             int p[2], d = -1;
             make_kind(p, kind);

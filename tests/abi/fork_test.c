@@ -18,6 +18,7 @@ static void *churn_malloc(void *arg) {
     char text[64];
     snprintf(text, sizeof text, "%p %d", p, rand());
     free(p);
+    sched_yield();
   }
   return arg;
 }

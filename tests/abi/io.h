@@ -47,7 +47,7 @@
 #define IO_FN static __attribute__((unused))
 #define MS 1000000LL
 #define SEC 1000000000LL
-#define IO_LIMIT_NS (20 * SEC)  // every bounded wait ends the program after this
+#define IO_LIMIT_NS (15 * SEC)  // every bounded wait ends the program after this
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 static atomic_int io_failures __attribute__((unused));
@@ -60,6 +60,15 @@ IO_FN void io_say(const char *file, int line, const char *what, const char *kind
     if (n > (int)sizeof buf) n = (int)sizeof buf;
     if (write(2, buf, (size_t)n) < 0) _exit(3);
     errno = e;
+}
+
+// Where a table-driven test is: said only with ABI_VERBOSE=1, to find what hangs.
+IO_FN void io_note(const char *where, int n)
+{
+    char buf[100];
+    if (!getenv("ABI_VERBOSE")) return;
+    int k = snprintf(buf, sizeof buf, "  at %s %d\n", where, n);
+    if (write(2, buf, (size_t)k) < 0) _exit(3);
 }
 
 #define CHECK(c)                                              \

@@ -56,7 +56,8 @@ static void end_io(struct io *io, pthread_t t)
 }
 
 // The blocked writer gets EPIPE and one SIGPIPE, in its own thread. A Unix socket
-// closed with bytes unread is a reset for who was blocked, EPIPE only after.
+// closed with bytes unread may be a reset for who was blocked (ECONNRESET, no signal),
+// or EPIPE for who came a moment later: either, but one of them whole.
 static void last_reader_gone_is_sigpipe_and_epipe(void)
 {
     for (int sock = 0; sock < 2; sock++) {
@@ -69,12 +70,13 @@ static void last_reader_gone_is_sigpipe_and_epipe(void)
         close(p[0]);
         end_io(&io, t);
         CHECK_EQ(io.got, -1);
-        CHECK_EQ(io.err, sock ? ECONNRESET : EPIPE);
-        CHECK_EQ(handled, sock ? 0 : 1);
+        CHECK(io.err == EPIPE || (sock && io.err == ECONNRESET));
+        int first = handled;
+        CHECK_EQ(first, io.err == EPIPE);
         CHECK_EQ(in_wrong_thread, 0);
         expected = pthread_self();
         CHECK_FAILS(write(p[1], "x", 1), EPIPE);  // again, without blocking
-        CHECK_EQ(handled, sock ? 1 : 2);
+        CHECK_EQ(handled, first + 1);
         CHECK_EQ(in_wrong_thread, 0);
         sigaction(SIGPIPE, &old, NULL);
         close(p[1]);

@@ -144,7 +144,7 @@ static void *victim_main(void *arg)
 {
     struct victim *v = arg;
     struct regs *in = aligned_alloc(64, (sizeof *in + 63) & ~63ul), *out = aligned_alloc(64, (sizeof *out + 63) & ~63ul);
-    while (now_ns() < v->end) {
+    do {
         seed_regs(in, &v->seed);
         memset(out, 0, sizeof *out);
         v->kind->fn(in, out, 1 + rnd(&v->seed) % 400000);
@@ -153,7 +153,7 @@ static void *victim_main(void *arg)
             break;
         }
         v->rounds++;
-    }
+    } while (now_ns() < v->end);
     free(in);
     free(out);
     return NULL;

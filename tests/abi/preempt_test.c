@@ -224,7 +224,7 @@ static void interrupted_computations_give_the_same_result(void)
     pthread_t t[N];
     uint64_t want[N];
     for (int i = 0; i < N; i++) {
-        c[i] = (struct computing){(uint64_t)i * 77 + 1, 0, 4000000};
+        c[i] = (struct computing){(uint64_t)i * 77 + 1, 0, 2000000};
         want[i] = compute(c[i].seed, c[i].rounds);
     }
     for (int i = 0; i < N; i++) t[i] = spawn(compute_main, &c[i]);

@@ -270,6 +270,7 @@ static void run_entry(const struct entry *e, int restart)
 {
     struct scene s;
     int before = atomic_load(&io_failures);
+    io_note(e->name, restart);
     scene_open(&s, e->prepare);
     struct caller c = {.e = e, .s = &s, .started = GATE_INIT};
     struct sigaction old = set_handler(SIG, on_signal, restart ? SA_RESTART : 0);

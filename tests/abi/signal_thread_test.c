@@ -185,6 +185,7 @@ static void directed_to_all_states(int restart)
     settle();
     for (int i = 1; i <= 8; i++)
         for (int s = 0; s < STATES; s++) {
+            io_note(state_name[s], i);
             MUST(send_as(i, &v[s], t[s]) == 0);
             WAIT_UNTIL(v[s].hits >= i);
         }

@@ -1,8 +1,8 @@
-// spin_test.c - family: pthread_spin_*, pthread_yield-style waiting loops.
+// spin_test.c - family: pthread_spin_*.
 //
 // Behaviours: mutual exclusion by many more threads than processors, held over yields and
-// over a sleep (the spinners must let the holder run), trylock, process-shared; plain
-// user spin loops that call sched_yield, and ones that call nothing at all.
+// over a sleep (the spinners must let the holder run), trylock, process-shared.
+// Loops that call nothing at all are in bare_loop_test.c.
 // Invariant: a spinning thread never keeps the one it waits for from running.
 #include "abi.h"
 
@@ -84,44 +84,11 @@ static void shared_between_processes(void **state) {
   shared = &local;
 }
 
-static int flag;
-static void *set_flag(void *arg) {
-  STORE(&flag, (int)(intptr_t)arg);
-  return NULL;
-}
-
-// The loop that a cooperative scheduler hangs on: it calls nothing.
-static void bare_loop_waits_for_another_thread(void **state) {
-  (void)state;
-  for (int i = 1; i <= 5; i++) {
-    pthread_t t = start(set_flag, (void *)(intptr_t)i);
-    while (LOAD(&flag) != i) {
-    }
-    join(t);
-  }
-}
-
-static void *spin_until_set(void *arg) {
-  while (LOAD(&flag) != 100) __builtin_ia32_pause();
-  return arg;
-}
-
-static void bare_loops_fill_all_processors(void **state) {
-  (void)state;
-  pthread_t t[6];
-  for (int i = 0; i < 6; i++) t[i] = start(spin_until_set, NULL);
-  yield_some(5);
-  join(start(set_flag, (void *)100));
-  for (int i = 0; i < 6; i++) join(t[i]);
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(exclusion),
       cmocka_unit_test(holder_yields_or_sleeps),
       cmocka_unit_test(shared_between_processes),
-      cmocka_unit_test(bare_loop_waits_for_another_thread),
-      cmocka_unit_test(bare_loops_fill_all_processors),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # apache.sh - apache2 with mpm_worker and mpm_event (it forks, then starts threads) under wrk.
 # set: heavy
-# packages: apache2 wrk curl media-types
+# packages: apache2 wrk curl
 # timeout: 600
 . "$(dirname "$0")/lib.sh"
 need apache2 wrk curl
@@ -9,7 +9,9 @@ open_to_servers
 mkdir "$WORK/www" && text 1024 >"$WORK/www/small" && text 262144 >"$WORK/www/big"
 
 configure() { # MPM PORT
-  local user=''
+  local user='' threads=128
+  # event closes kept-alive connections when all workers of a process are busy
+  [ "$1" != event ] || threads=256
   [ "$(id -u)" != 0 ] || user=$'User www-data\nGroup www-data'
   cat >"$WORK/conf" <<CONF
 ServerRoot $WORK
@@ -25,11 +27,11 @@ DocumentRoot $WORK/www
 ErrorLog $WORK/error.log
 StartServers 2
 ServerLimit 2
-ThreadsPerChild 128
-ThreadLimit 128
-MaxRequestWorkers 256
+ThreadsPerChild $threads
+ThreadLimit $threads
+MaxRequestWorkers $((2 * threads))
 MinSpareThreads 32
-MaxSpareThreads 256
+MaxSpareThreads $((2 * threads))
 KeepAlive On
 MaxKeepAliveRequests 0
 <Directory $WORK/www>

@@ -12,7 +12,7 @@ export GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a GIT_COMMITTER_DATE='2020-01-01
 origin=$WORK/origin
 git init -q -b main "$origin" && cd "$origin" && git config gc.auto 0 || exit 1
 for round in 1 2 3 4; do
-  text 600000 "$round" | split -b 4000 -a 3 - "part$((round % 3))."
+  text 400000 "$round" | split -b 4000 -a 3 - "part$((round % 3))."
   git add -A && git commit -qm "$round" || exit 1
 done
 git rev-list --all --objects | sort >"$WORK/objects"

@@ -2,7 +2,7 @@
 # java.sh - OpenJDK: a java.util.concurrent program with two collectors, and a server with a
 # thread per connection.
 # set: heavy
-# packages: openjdk-17-jdk-headless wrk curl
+# packages: default-jdk-headless wrk curl
 # timeout: 900
 . "$(dirname "$0")/lib.sh"
 need java javac wrk curl

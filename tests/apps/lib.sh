@@ -1,4 +1,5 @@
 # lib.sh - what every case of tests/apps shares: one real program, run natively and on weft.
+# shellcheck shell=bash
 # set: none (sourced by the others, never run)
 #
 # A case is a function that gets a mode, `native` or `weft`, runs the program with that word
@@ -91,18 +92,21 @@ descendants() { # PID and all below it, parents first
   done
 }
 
-backtraces() { # PID: the stacks of all its threads, and of its children's
-  local pid gs=()
+backtraces() { # PID: the stacks of all its threads and its children's, into a file; the start here
+  local pid gs=() log=$B/hang/$app-$1.txt
+  mkdir -p "$B/hang"
   [ ! -e "$ROOT/scripts/weft-gdb.py" ] || gs=(-ex "source $ROOT/scripts/weft-gdb.py" -ex 'info gs')
   for pid in $(descendants "$1" | head -n 6); do
     [ -r "/proc/$pid/cmdline" ] || continue
-    echo "# process $pid: $(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-200)"
-    grep -H . "/proc/$pid"/task/*/syscall 2>/dev/null | head -n 40 | sed 's/^/#   /'
-    type -P gdb >/dev/null || { echo "# no gdb, no stacks"; continue; }
+    echo "process $pid: $(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-200)"
+    grep . "/proc/$pid"/task/*/syscall /dev/null 2>/dev/null
+    type -P gdb >/dev/null || { echo "no gdb, no stacks"; continue; }
     timeout -k 5 60 gdb -p "$pid" -batch -nx -ex 'set pagination off' -ex 'set debuginfod enabled off' \
-      -ex 'thread apply all bt 24' "${gs[@]}" 2>&1 </dev/null |
-      grep -vE '^\[(New LWP|Thread debug)|^warning:|^Download|^Using host' | head -n 400 | sed 's/^/#   /'
-  done
+      "${gs[@]}" -ex 'thread apply all bt 24' 2>&1 </dev/null |
+      grep -vE '^\[(New LWP|Thread debug)|^warning:|^Download|^Using host'
+  done >"$log" 2>&1
+  head -n 80 "$log" | sed 's/^/#   /'
+  echo "# all of it: $log ($(wc -l <"$log") lines)"
 }
 
 # limited COMMAND...: the command's status, its stderr in $WORK/stderr, its time in
@@ -221,7 +225,7 @@ one_run() { # MODE UNIT FUNCTION [ARGS]: FIGURE or REASON
   if ! "$1" "$mode" "${@:2}"; then
     because "wrong"
     if [ -s "$WORK/stderr" ]; then tail -n 8 "$WORK/stderr" | sed 's/^/#   /' >&2; fi
-    if [ -n "$server_pid" ] && running "$server_pid"; then backtraces "$server_pid" >&2; fi
+    if [ "$mode" = weft ] && [ -n "$server_pid" ] && running "$server_pid"; then backtraces "$server_pid" >&2; fi
   fi
   stop_server
   drop_processes

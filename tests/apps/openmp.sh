@@ -15,5 +15,5 @@ right() { # MODE THREADS POLICY ROUNDS
 
 run_case passive_2 ms right 2 passive 1000
 run_case passive_4 ms right 4 passive 1000
-run_case active_2 ms right 2 active 500
+run_case active_2 ms right 2 active 40
 run_case default_8 ms right 8 '' 100

@@ -2,7 +2,7 @@
 # postgresql.sh - postgresql: a process per connection, shared memory, semaphores between
 # processes. It has no threads to move; it must simply work as natively, and as fast.
 # set: heavy
-# packages: postgresql postgresql-contrib util-linux
+# packages: postgresql util-linux
 # timeout: 600
 . "$(dirname "$0")/lib.sh"
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)

@@ -1,6 +1,7 @@
 // openmp.c - libgomp's ways to block, each with a sum that is known beforehand.
 //
-// Usage: openmp ROUNDS. Prints `right`, or what was wrong and exits 1. libgomp waits in
+// Usage: openmp ROUNDS (few, where threads spin and outnumber the cores: then each barrier
+// lasts a time slice). Prints `right`, or what was wrong and exits 1. libgomp waits in
 // futex instructions of its own, which no library can interpose by name.
 #include <omp.h>
 #include <stdio.h>
@@ -48,12 +49,12 @@ static void barriers(int rounds) {
   expect("barrier", seen, (long)rounds * omp_get_max_threads());
 }
 
-static void locks(void) {
+static void locks(int rounds) {
   long under_lock = 0, critical = 0, in_order = 0;
   omp_lock_t lock;
   omp_init_lock(&lock);
 #pragma omp parallel for ordered schedule(dynamic)
-  for (int i = 0; i < 4000; i++) {
+  for (int i = 0; i < rounds; i++) {
     omp_set_lock(&lock);
     under_lock++;
     omp_unset_lock(&lock);
@@ -63,9 +64,9 @@ static void locks(void) {
     in_order += in_order == i;
   }
   omp_destroy_lock(&lock);
-  expect("lock", under_lock, 4000);
-  expect("critical", critical, 4000);
-  expect("ordered", in_order, 4000);
+  expect("lock", under_lock, rounds);
+  expect("critical", critical, rounds);
+  expect("ordered", in_order, rounds);
 }
 
 int main(int argc, char **argv) {
@@ -73,7 +74,7 @@ int main(int argc, char **argv) {
   long leaves = 0, nested = 0;
   loops(rounds);
   barriers(rounds);
-  locks();
+  locks(rounds);
 #pragma omp parallel
 #pragma omp single
   leaves = tree(12);

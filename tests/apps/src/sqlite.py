@@ -70,7 +70,7 @@ assert db.execute("select count(*), count(distinct writer), sum(value) from entr
     writers * each, writers, writers * each * (each - 1) // 2)
 assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
-shared = sqlite3.connect(":memory:", check_same_thread=False)
+shared = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
 shared.execute("create table numbers(n int)")
 together([threading.Thread(target=insert_shared, args=(shared,)) for _ in range(8)])
 assert not wrong, wrong

@@ -1,0 +1,380 @@
+// mutex.cc - pthread_mutex_*; the object and its protocol are described in mutex.h.
+//
+// The fast paths are one CAS each way and enter nothing. Mutexes that the kernel must know
+// (PI, robust) or whose owner other processes must tell apart (process-shared recursive and
+// errorcheck ones: vtids are unique in one process only) wire the G first.
+//
+// Spinning: a waiter spins while its turn is likely to come within a wake-up's cost, which
+// is so only if the holder runs at this moment on another P; with one P never.
+#include "preload/mutex.h"
+
+#include <sys/single_threaded.h>
+
+#include "preload/cancel.h"
+#include "preload/signals.h"
+#include "preload/thread.h"
+#include "preload/wire.h"
+
+namespace weft {
+
+thread_local constinit uint32_t t_self_id = 0;
+uint32_t fork_generation = 1;
+
+void sync_after_fork() { fork_generation++; }
+
+uint32_t self_id_slow() {
+  G* g = t_g;
+  t_self_id = g != nullptr && !g->is_g0 ? g->vtid : static_cast<uint32_t>(sys_gettid());
+  return t_self_id;
+}
+
+Interrupt::Interrupt() : handled(0) {
+  if (Thread* t = this_thread()) handled = t->sig_handled;
+  signals_wait_begins();
+}
+
+bool Interrupt::ends_wait(bool timed) const {
+  if (this_g() == nullptr) return true;
+  return timed ? this_thread()->sig_handled != handled : !signals_may_restart();
+}
+
+namespace {
+
+constexpr uint64_t kStarvingTsc = 2'500'000;  // 1 ms at 2.5 GHz: Go's starvation threshold
+constexpr uint16_t kHandoffsInRow = 16;       // then the queue gets its turn
+constexpr int kSpinRounds = 8;
+constexpr int kSpinPauses = 16;               // 8 x 16 pauses: 1 to 4 us by processor
+
+bool cas(Mutex* m, uint32_t from, uint32_t to) {
+  return m->word.compare_exchange_strong(from, to, std::memory_order_acq_rel,
+                                         std::memory_order_relaxed);
+}
+
+// ---------------------------------------------------------------- taking
+
+bool still_contended(void* m) {
+  return static_cast<Mutex*>(m)->word.load(std::memory_order_seq_cst) == 2;
+}
+
+// Takes the lock as `to` if it comes free soon.
+bool spin(Mutex* m, uint32_t to) {
+  // Nobody runs but the caller: nobody can unlock.
+  if (sched.n_idle_p.load(std::memory_order_relaxed) + 1 >= sched.procs) return false;
+  for (int i = 0; i < kSpinRounds; i++) {
+    for (int k = 0; k < kSpinPauses; k++) cpu_relax();
+    if (m->word.load(std::memory_order_relaxed) == 0 && cas(m, 0, to)) return true;
+  }
+  return false;
+}
+
+// Waits for the lock; `duty` as in mutex.h. 0 or ETIMEDOUT.
+int acquire_slow(Mutex* m, uint64_t deadline_ns, bool slept, bool duty) {
+  Waiter w;
+  w.since_tsc = 0;
+  for (;;) {
+    uint32_t v = m->word.load(std::memory_order_relaxed);
+    if (v == 0) {
+      if (cas(m, 0, duty ? 2 : 1)) return 0;
+      continue;
+    }
+    if (v != 2 && !cas(m, v, 2)) continue;
+    if (w.since_tsc == 0) w.since_tsc = tsc();
+    w.word.store(0, std::memory_order_relaxed);
+    w.claimed = w.handed = false;
+    w.front = slept;
+    if (!gfutex_enqueue(&w, m, Wait::kMutex, true, still_contended, m)) continue;
+    int r = gfutex_sleep(&w, deadline_ns);
+    if (r == 0) {
+      if (w.handed) return 0;
+      slept = true;
+      duty = w.duty;
+      if (m->word.load(std::memory_order_relaxed) != 0 && spin(m, duty ? 2 : 1)) return 0;
+    } else if (r == -ETIMEDOUT) {
+      return ETIMEDOUT;
+    }
+    // -EINTR: handlers ran, the wait goes on. The word may be 0 by now.
+  }
+}
+
+inline int acquire(Mutex* m) {
+  if (cas(m, 0, 1) || spin(m, 1)) return 0;
+  return acquire_slow(m, kNever, false, false);
+}
+
+// ---------------------------------------------------------------- giving back
+
+bool starving(const Waiter* w) {
+  return w->since_tsc != 0 && tsc() - w->since_tsc > kStarvingTsc;
+}
+
+bool free_or_hand(Waiter* w, bool more, void* arg) {
+  auto* m = static_cast<Mutex*>(arg);
+  if (w == nullptr) {
+    m->word.store(0, std::memory_order_release);
+    return true;
+  }
+  w->duty = more;
+  w->handed = starving(w);
+  m->word.store(!w->handed ? 0 : more ? 2 : 1, std::memory_order_release);
+  return true;
+}
+
+bool hand(Waiter* w, bool more, void* arg) {
+  auto* m = static_cast<Mutex*>(arg);
+  if (w != nullptr) w->handed = true;
+  m->word.store(w == nullptr ? 0 : more ? 2 : 1, std::memory_order_release);
+  return true;
+}
+
+// The chain, unless a fork has left its waiters behind.
+Waiter* live_chain(Mutex* m) {
+  if (m->chain == nullptr) return nullptr;
+  if (WEFT_LIKELY(m->generation == static_cast<uint16_t>(fork_generation))) return m->chain;
+  m->chain = nullptr;
+  return nullptr;
+}
+
+Waiter* chain_pop(Mutex* m) {
+  Waiter* w = m->chain;
+  Waiter* next = w->next;
+  if (next != nullptr) next->prev = w->prev;
+  m->chain = next;
+  return w;
+}
+
+// Whoever waits longest, in the chain or in the queue.
+void release_in_order(Mutex* m) {
+  if (Waiter* chain = live_chain(m)) {
+    m->chain = nullptr;
+    gfutex_queue_claimed(m, chain);
+  }
+  gfutex_wake_one(m, free_or_hand, m);
+}
+
+// The chain first would starve who waits for the lock alone; every now and then it is not.
+bool queues_turn(Mutex* m, uint32_t v) { return v == 2 && ++m->handoffs % kHandoffsInRow == 0; }
+
+// The word is not 1.
+__attribute__((noinline)) void release_slow(Mutex* m) {
+  uint32_t v = m->word.load(std::memory_order_relaxed);
+  if (v == 0) return;  // was not locked: as natively, nothing
+  Waiter* first = live_chain(m);
+  if (first == nullptr || queues_turn(m, v)) {
+    release_in_order(m);
+    return;
+  }
+  Waiter* rest = first->next;
+  m->chain = nullptr;
+  if (rest != nullptr) gfutex_queue_claimed(m, rest);
+  first->duty = rest != nullptr || v == 2;
+  if (first->duty || !cas(m, 3, 0)) {
+    first->duty = true;
+    m->word.store(0, std::memory_order_release);
+  }
+  gfutex_ready(first);
+}
+
+inline void release(Mutex* m) {
+  if (WEFT_LIKELY(cas(m, 1, 0))) return;
+  release_slow(m);
+}
+
+inline void own(Mutex* m, uint32_t id) {
+  m->owner.store(id, std::memory_order_relaxed);
+  m->nusers++;
+}
+
+// ---------------------------------------------------------------- libc's kinds
+
+void wire_for(int kind) {
+  if (kind < 0) return;  // destroyed: libc answers EINVAL
+  int k = kind & kKindMask;
+  if ((kind & (kKindRobust | kKindInherit | kKindProtect)) != 0 || k == PTHREAD_MUTEX_RECURSIVE ||
+      k == PTHREAD_MUTEX_ERRORCHECK)
+    wire_thread("a robust, PI or process-shared mutex");
+}
+
+template <class F>
+int real_lock(Mutex* m, F f) {
+  wire_for(m->kind);
+  return in_syscall(f);
+}
+
+// Everything but the fast path: `take` gets hold of the word (0 or an error number).
+template <class Take>
+inline int lock_kinds(Mutex* m, Take take) {
+  uint32_t id = self_id();
+  int k = m->kind & kKindMask;
+  if (k == PTHREAD_MUTEX_RECURSIVE || k == PTHREAD_MUTEX_ERRORCHECK) {
+    if (m->owner.load(std::memory_order_relaxed) == id) {
+      if (k == PTHREAD_MUTEX_ERRORCHECK) return EDEADLK;
+      if (m->count + 1 == 0) return EAGAIN;
+      m->count++;
+      return 0;
+    }
+  }
+  if (int err = take()) return err;
+  if (k == PTHREAD_MUTEX_RECURSIVE) m->count = 1;
+  own(m, id);
+  return 0;
+}
+
+__attribute__((noinline)) int lock_slow(Mutex* m) {
+  if (!mutex_is_ours(m))
+    return real_lock(m, [&] { return real().pthread_mutex_lock(native_of(m)); });
+  return lock_kinds(m, [&] { return acquire(m); });
+}
+
+__attribute__((noinline)) int unlock_kinds(Mutex* m) {
+  if (!mutex_is_ours(m)) return real().pthread_mutex_unlock(native_of(m));
+  int k = m->kind & kKindMask;
+  if (k == PTHREAD_MUTEX_RECURSIVE || k == PTHREAD_MUTEX_ERRORCHECK) {
+    if (!mutex_held_by_me(m)) return EPERM;
+    if (k == PTHREAD_MUTEX_RECURSIVE && --m->count != 0) return 0;
+  }
+  m->owner.store(0, std::memory_order_relaxed);
+  m->nusers--;
+  release(m);
+  return 0;
+}
+
+// glibc's order of checks: nothing is looked at unless the lock must be waited for.
+int acquire_until(Mutex* m, clockid_t clock, const struct timespec* abs) {
+  if (cas(m, 0, 1) || spin(m, 1)) return 0;
+  if (abs->tv_sec < 0) return ETIMEDOUT;
+  if (!timespec_ok(abs)) return EINVAL;
+  return acquire_slow(m, deadline_from(clock, abs), false, false);
+}
+
+int lock_until(Mutex* m, clockid_t clock, const struct timespec* abs) {
+  return lock_kinds(m, [&] { return acquire_until(m, clock, abs); });
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- for cond.cc
+
+void mutex_chain(Mutex* m, Waiter* w) {
+  Waiter* head = live_chain(m);
+  w->next = nullptr;
+  if (head == nullptr) {
+    m->generation = static_cast<uint16_t>(fork_generation);
+    m->chain = w;
+    w->prev = w;
+    cas(m, 1, 3);  // not 1: 2, somebody else waits
+  } else {
+    head->prev->next = w;
+    head->prev = w;
+  }
+}
+
+void mutex_requeue(Mutex* m, Waiter* list) {
+  Waiter* first = list;
+  if (first->next != nullptr) {
+    gfutex_queue_claimed(m, first->next);
+    first->duty = true;
+  }
+  gfutex_ready(first);
+}
+
+void mutex_release_for_wait(Mutex* m) {
+  m->owner.store(0, std::memory_order_relaxed);
+  if (WEFT_LIKELY(cas(m, 1, 0))) return;
+  if (live_chain(m) == nullptr) {
+    if (m->word.load(std::memory_order_relaxed) != 0) gfutex_wake_one(m, hand, m);
+    return;
+  }
+  uint32_t v = m->word.load(std::memory_order_relaxed);
+  if (queues_turn(m, v)) {
+    release_in_order(m);
+    return;
+  }
+  Waiter* heir = chain_pop(m);
+  heir->handed = true;
+  if (m->chain == nullptr && v == 3) cas(m, 3, 1);  // it has become 2: stays 2
+  gfutex_ready(heir);
+}
+
+void mutex_retake(Mutex* m, const Waiter* w) {
+  if (!w->handed && !(!w->duty && cas(m, 0, 1))) acquire_slow(m, kNever, true, w->duty);
+  m->owner.store(self_id(), std::memory_order_relaxed);
+  m->count = 1;  // of a recursive one; others have no use for it
+}
+
+}  // namespace weft
+
+using namespace weft;
+
+WEFT_EXPORT int pthread_mutex_lock(pthread_mutex_t* pm) {
+  Mutex* m = mutex_of(pm);
+  uint32_t id = t_self_id;
+  if (WEFT_LIKELY((m->kind & 0xff) == 0 && id != 0)) {
+    if (__libc_single_threaded && m->word.load(std::memory_order_relaxed) == 0) {
+      m->word.store(1, std::memory_order_relaxed);
+      own(m, id);
+      return 0;
+    }
+    if (WEFT_LIKELY(cas(m, 0, 1))) {
+      own(m, id);
+      return 0;
+    }
+  }
+  return lock_slow(m);
+}
+
+WEFT_EXPORT int pthread_mutex_unlock(pthread_mutex_t* pm) {
+  Mutex* m = mutex_of(pm);
+  if (WEFT_LIKELY((m->kind & 0xff) == 0)) {
+    m->owner.store(0, std::memory_order_relaxed);
+    m->nusers--;
+    if (__libc_single_threaded && m->word.load(std::memory_order_relaxed) == 1) {
+      m->word.store(0, std::memory_order_relaxed);
+      return 0;
+    }
+    if (WEFT_LIKELY(cas(m, 1, 0))) return 0;
+    release_slow(m);
+    return 0;
+  }
+  return unlock_kinds(m);
+}
+
+WEFT_EXPORT int pthread_mutex_trylock(pthread_mutex_t* pm) {
+  Mutex* m = mutex_of(pm);
+  if (!mutex_is_ours(m)) {
+    wire_for(m->kind);
+    return real().pthread_mutex_trylock(pm);
+  }
+  uint32_t id = self_id();
+  bool recursive = (m->kind & kKindMask) == PTHREAD_MUTEX_RECURSIVE;
+  if (recursive && m->owner.load(std::memory_order_relaxed) == id) {
+    if (m->count + 1 == 0) return EAGAIN;
+    m->count++;
+    return 0;
+  }
+  if (m->word.load(std::memory_order_relaxed) != 0 || !cas(m, 0, 1)) return EBUSY;
+  if (recursive) m->count = 1;
+  own(m, id);
+  return 0;
+}
+
+WEFT_EXPORT int pthread_mutex_timedlock(pthread_mutex_t* pm, const struct timespec* abs) {
+  Mutex* m = mutex_of(pm);
+  if (!mutex_is_ours(m))
+    return real_lock(m, [&] { return real().pthread_mutex_timedlock(pm, abs); });
+  return lock_until(m, CLOCK_REALTIME, abs);
+}
+
+WEFT_EXPORT int pthread_mutex_clocklock(pthread_mutex_t* pm, clockid_t clock,
+                                        const struct timespec* abs) {
+  Mutex* m = mutex_of(pm);
+  if (!mutex_is_ours(m))
+    return real_lock(m, [&] { return real().pthread_mutex_clocklock(pm, clock, abs); });
+  if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return EINVAL;
+  return lock_until(m, clock, abs);
+}
+
+// Takes the lock inside libc; for priority ceilings, where the kernel thread matters.
+WEFT_EXPORT int pthread_mutex_setprioceiling(pthread_mutex_t* pm, int ceiling, int* old) {
+  return real_lock(mutex_of(pm),
+                   [&] { return real().pthread_mutex_setprioceiling(pm, ceiling, old); });
+}

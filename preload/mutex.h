@@ -1,0 +1,95 @@
+// mutex.h - the private mutex (normal, recursive, errorcheck, adaptive) over gfutex.
+//
+// The object is glibc's, static initialisers included. Robust, PI, PP and process-shared
+// kinds are libc's own affair (mutex.cc: real).
+//
+// word     meaning
+//   0      free
+//   1      held, nobody asked for it meanwhile
+//   2      held, and somebody may wait in gfutex under the mutex's address
+//   3      held, waiters only in `chain`
+// Duty: when the word is not 2 although waiters are linked in gfutex, some awake thread has
+// been told (Waiter::duty) to take the lock with 2. Every wake-up from the queue with
+// others behind gives that duty; a waiter that queues sets 2 itself.
+//
+// chain: waiters of a condition variable that the holder has signalled. They are claimed
+// (woken as far as the cond is concerned) and wait for the lock; the list belongs to the
+// holder and goes with the lock. So signal takes no lock of the mutex's queue, and unlock
+// knows whom to wake without looking. It lies where glibc links robust mutexes.
+//
+// Unlock with waiters is barging: the word becomes 0 and one waiter is readied, which runs
+// when this G parks or another P steals it. Until then the unlocker may lock again at full
+// speed. Two exceptions hand the lock over without freeing it: the head of the queue has
+// waited more than kStarvingTsc (Go's rule), or the unlocker is about to sleep in a cond
+// wait, so that its heir is the next to run here.
+#pragma once
+
+#include <pthread.h>
+
+#include "preload/api.h"
+
+namespace weft {
+
+struct Mutex {  // glibc's struct __pthread_mutex_s
+  std::atomic<uint32_t> word;
+  uint32_t count;                // recursion depth; owner only
+  std::atomic<uint32_t> owner;   // self_id() of the holder, 0 between
+  uint32_t nusers;               // glibc's: destroy answers EBUSY by it
+  int kind;
+  uint16_t handoffs;             // lock passed on in cond waits; holder only
+  uint16_t generation;           // fork generation of `chain`; holder only
+  Waiter* chain;                 // head; head->prev is the last. Holder only
+  void* unused;
+};
+static_assert(sizeof(Mutex) == sizeof(pthread_mutex_t));
+static_assert(offsetof(Mutex, kind) == offsetof(struct __pthread_mutex_s, __kind) &&
+              offsetof(Mutex, owner) == offsetof(struct __pthread_mutex_s, __owner) &&
+              offsetof(Mutex, nusers) == offsetof(struct __pthread_mutex_s, __nusers) &&
+              offsetof(Mutex, chain) == offsetof(struct __pthread_mutex_s, __list));
+
+inline Mutex* mutex_of(pthread_mutex_t* m) { return reinterpret_cast<Mutex*>(m); }
+inline pthread_mutex_t* native_of(Mutex* m) { return reinterpret_cast<pthread_mutex_t*>(m); }
+
+constexpr int kKindMask = 3;            // normal, recursive, errorcheck, adaptive
+constexpr int kKindRobust = 16;
+constexpr int kKindInherit = 32;
+constexpr int kKindProtect = 64;
+constexpr int kKindShared = 128;
+constexpr int kKindReal = kKindRobust | kKindInherit | kKindProtect | kKindShared;
+inline bool mutex_is_ours(const Mutex* m) { return (m->kind & kKindReal) == 0; }
+
+// Who owns things: a G's vtid, any other thread's kernel tid. Kept by a fork child, so what
+// the forking thread held stays its own there. 0 until first asked for.
+extern thread_local constinit uint32_t t_self_id;
+uint32_t self_id_slow();
+inline uint32_t self_id() {
+  uint32_t id = t_self_id;
+  return WEFT_LIKELY(id != 0) ? id : self_id_slow();
+}
+
+// Rises in each fork child: waiters and once-initialisers of the parent are not here.
+extern uint32_t fork_generation;
+
+// For sem_wait and futex: whether an -EINTR is to reach the program (signals.h); true for
+// threads that the scheduler does not run, where the kernel has decided.
+struct Interrupt {
+  Interrupt();
+  // A handler has run that ends the wait: any, or (untimed waits) one without SA_RESTART.
+  bool ends_wait(bool timed) const;
+  uint64_t handled;
+};
+
+// ---- for cond.cc; all of these for mutexes of ours
+inline bool mutex_held_by_me(const Mutex* m) {
+  return m->owner.load(std::memory_order_relaxed) == self_id();
+}
+// Adds a claimed waiter (gfutex_wake_one's decide) to the chain. Caller holds m.
+void mutex_chain(Mutex* m, Waiter* w);
+// Claimed waiters queue for m, held by anybody or nobody, and the first is readied.
+void mutex_requeue(Mutex* m, Waiter* list);
+// Releases m for a wait that is already queued for.
+void mutex_release_for_wait(Mutex* m);
+// After the wait w.
+void mutex_retake(Mutex* m, const Waiter* w);
+
+}  // namespace weft

@@ -1,0 +1,137 @@
+// sem.cc - unnamed private semaphores over gfutex; others are libc's.
+//
+// glibc's object: a 64-bit word [waiters:32 | value:32], then the futex flag that tells
+// private (0) from process-shared and named ones. Post adds one and, only where the word
+// it replaced had waiters, wakes one; a woken waiter has to take its token like anybody
+// (who comes first may take it: as natively). The waker takes its waiter out of the count,
+// so that further posts do not wake until somebody waits again.
+//
+// sem_post may be called from a signal handler: it enters gfutex, which keeps handlers out
+// (gfutex.h), and before that is one CAS.
+#include "preload/cancel.h"
+#include "preload/mutex.h"
+
+namespace weft {
+namespace {
+
+struct Sem {  // glibc's struct new_sem
+  std::atomic<uint64_t> word;
+  int shared;
+  int pad;
+};
+static_assert(sizeof(Sem) <= sizeof(sem_t));
+
+constexpr uint64_t kOneWaiter = uint64_t{1} << 32;
+
+Sem* sem_of(sem_t* s) { return reinterpret_cast<Sem*>(s); }
+
+bool take(Sem* s) {
+  uint64_t w = s->word.load(std::memory_order_relaxed);
+  while (static_cast<uint32_t>(w) != 0)
+    if (s->word.compare_exchange_weak(w, w - 1, std::memory_order_acquire,
+                                      std::memory_order_relaxed))
+      return true;
+  return false;
+}
+
+// Registers as a waiter in one step with finding no token: either post sees the waiter or
+// the waiter the token.
+bool wait_if_none(void* arg) {
+  auto* s = static_cast<Sem*>(arg);
+  uint64_t w = s->word.load(std::memory_order_relaxed);
+  while (static_cast<uint32_t>(w) == 0)
+    if (s->word.compare_exchange_weak(w, w + kOneWaiter, std::memory_order_acq_rel,
+                                      std::memory_order_relaxed))
+      return true;
+  return false;
+}
+
+// 0 or an errno value. Sleeps inside a kGoOn-free wait: the value tells all, so a handler
+// may even jump out.
+int wait(Sem* s, uint64_t deadline_ns) {
+  Interrupt seen;
+  for (;;) {
+    Waiter w;
+    w.counter = reinterpret_cast<std::atomic<uint32_t>*>(&s->word) + 1;
+    if (gfutex_enqueue(&w, s, Wait::kSem, true, wait_if_none, s)) {
+      int r = gfutex_sleep(&w, deadline_ns);
+      if (r == -ETIMEDOUT) return take(s) ? 0 : ETIMEDOUT;
+      if (r == -EINTR) {
+        cancel_point();
+        if (seen.ends_wait(deadline_ns != kNever)) return EINTR;
+      }
+    }
+    if (take(s)) return 0;
+  }
+}
+
+int answer(int err) {
+  if (WEFT_LIKELY(err == 0)) return 0;
+  errno = err;
+  return -1;
+}
+
+int wait_until(sem_t* ps, clockid_t clock, const struct timespec* abs) {
+  Sem* s = sem_of(ps);
+  cancel_point();
+  if (take(s)) return 0;
+  if (abs->tv_sec < 0) return answer(ETIMEDOUT);
+  return answer(wait(s, deadline_from(clock, abs)));
+}
+
+}  // namespace
+}  // namespace weft
+
+using namespace weft;
+
+WEFT_EXPORT int sem_post(sem_t* ps) {
+  Sem* s = sem_of(ps);
+  if (WEFT_UNLIKELY(s->shared != 0)) return real().sem_post(ps);
+  uint64_t w = s->word.load(std::memory_order_relaxed);
+  do {
+    if (WEFT_UNLIKELY(static_cast<uint32_t>(w) == SEM_VALUE_MAX)) return answer(EOVERFLOW);
+  } while (!s->word.compare_exchange_weak(w, w + 1, std::memory_order_release,
+                                          std::memory_order_relaxed));
+  if (w >= kOneWaiter) {
+    int saved = errno;
+    gfutex_wake(s, 1);  // by address: the semaphore itself may be gone by now
+    errno = saved;
+  }
+  return 0;
+}
+
+WEFT_EXPORT int sem_trywait(sem_t* ps) {
+  Sem* s = sem_of(ps);
+  if (WEFT_UNLIKELY(s->shared != 0)) return real().sem_trywait(ps);
+  return answer(take(s) ? 0 : EAGAIN);
+}
+
+WEFT_EXPORT int sem_wait(sem_t* ps) {
+  Sem* s = sem_of(ps);
+  if (WEFT_UNLIKELY(s->shared != 0)) {
+    cancel_point();
+    return in_syscall([&] { return real().sem_wait(ps); });
+  }
+  cancel_point();
+  if (take(s)) return 0;
+  return answer(wait(s, kNever));
+}
+
+WEFT_EXPORT int sem_timedwait(sem_t* ps, const struct timespec* abs) {
+  if (!timespec_ok(abs)) return answer(EINVAL);
+  if (WEFT_UNLIKELY(sem_of(ps)->shared != 0)) {
+    cancel_point();
+    return in_syscall([&] { return real().sem_timedwait(ps, abs); });
+  }
+  return wait_until(ps, CLOCK_REALTIME, abs);
+}
+
+WEFT_EXPORT int sem_clockwait(sem_t* ps, clockid_t clock, const struct timespec* abs) {
+  if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return answer(EINVAL);
+  if (!timespec_ok(abs)) return answer(EINVAL);
+  if (WEFT_UNLIKELY(sem_of(ps)->shared != 0)) {
+    cancel_point();
+    return in_syscall([&] { return real().sem_clockwait(ps, clock, abs); });
+  }
+  return wait_until(ps, clock, abs);
+}

@@ -1,0 +1,246 @@
+// attr_test.c - family: pthread_attr_*, default attributes, concurrency, signal mask attribute.
+//
+// Behaviours: every attribute's default, set, get and error; attributes reach the thread;
+// getattr_np of live threads tells what they got; default attributes of the process; scope,
+// inheritsched, affinity, sigmask attributes; objects reused and destroyed before the thread
+// runs.
+// Invariant: what was set is what is read, and what the thread has.
+#include "abi.h"
+
+static void defaults(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  int value = -1;
+  size_t bytes = 0;
+  struct sched_param param = {.sched_priority = 99};
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_getdetachstate(&attr, &value));
+  CHECK_EQ(value, PTHREAD_CREATE_JOINABLE);
+  CHECK_OK(pthread_attr_getinheritsched(&attr, &value));
+  CHECK_EQ(value, PTHREAD_INHERIT_SCHED);
+  CHECK_OK(pthread_attr_getscope(&attr, &value));
+  CHECK_EQ(value, PTHREAD_SCOPE_SYSTEM);
+  CHECK_OK(pthread_attr_getschedpolicy(&attr, &value));
+  CHECK_EQ(value, SCHED_OTHER);
+  CHECK_OK(pthread_attr_getschedparam(&attr, &param));
+  CHECK_EQ(param.sched_priority, 0);
+  CHECK_OK(pthread_attr_getguardsize(&attr, &bytes));
+  CHECK_EQ(bytes, sysconf(_SC_PAGESIZE));
+  CHECK_OK(pthread_attr_getstacksize(&attr, &bytes));
+  CHECK(bytes >= (size_t)PTHREAD_STACK_MIN);
+  sigset_t set;
+  CHECK_EQ(pthread_attr_getsigmask_np(&attr, &set), PTHREAD_ATTR_NO_SIGMASK_NP);
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
+static void set_and_get(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  int value;
+  size_t bytes;
+  struct sched_param param = {.sched_priority = 0};
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED));
+  CHECK_OK(pthread_attr_getdetachstate(&attr, &value));
+  CHECK_EQ(value, PTHREAD_CREATE_DETACHED);
+  CHECK_EQ(pthread_attr_setdetachstate(&attr, 7), EINVAL);
+  CHECK_OK(pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED));
+  CHECK_OK(pthread_attr_getinheritsched(&attr, &value));
+  CHECK_EQ(value, PTHREAD_EXPLICIT_SCHED);
+  CHECK_EQ(pthread_attr_setinheritsched(&attr, 7), EINVAL);
+  CHECK_OK(pthread_attr_setscope(&attr, PTHREAD_SCOPE_SYSTEM));
+  CHECK_EQ(pthread_attr_setscope(&attr, PTHREAD_SCOPE_PROCESS), ENOTSUP);
+  CHECK_EQ(pthread_attr_setscope(&attr, 7), EINVAL);
+  CHECK_OK(pthread_attr_setschedpolicy(&attr, SCHED_FIFO));
+  CHECK_OK(pthread_attr_getschedpolicy(&attr, &value));
+  CHECK_EQ(value, SCHED_FIFO);
+  param.sched_priority = 3;
+  CHECK_OK(pthread_attr_setschedparam(&attr, &param));
+  param.sched_priority = 0;
+  CHECK_OK(pthread_attr_getschedparam(&attr, &param));
+  CHECK_EQ(param.sched_priority, 3);
+  param.sched_priority = 1000;
+  CHECK_EQ(pthread_attr_setschedparam(&attr, &param), EINVAL);
+  CHECK_EQ(pthread_attr_setschedpolicy(&attr, 77), EINVAL);
+  CHECK_OK(pthread_attr_setguardsize(&attr, 12345));
+  CHECK_OK(pthread_attr_getguardsize(&attr, &bytes));
+  CHECK_EQ(bytes, 12345);
+  CHECK_EQ(pthread_attr_setstacksize(&attr, 100), EINVAL);
+  CHECK_OK(pthread_attr_setstacksize(&attr, 123456));
+  CHECK_OK(pthread_attr_getstacksize(&attr, &bytes));
+  CHECK_EQ(bytes, 123456);
+  static char memory[65536];
+  void *low;
+  CHECK_EQ(pthread_attr_setstack(&attr, memory, 100), EINVAL);
+  CHECK_OK(pthread_attr_setstack(&attr, memory, sizeof memory));
+  CHECK_OK(pthread_attr_getstack(&attr, &low, &bytes));
+  CHECK(low == memory && bytes == sizeof memory);
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
+static void *sees_own_attributes(void *arg) {
+  pthread_attr_t attr;
+  int value;
+  CHECK_OK(pthread_getattr_np(pthread_self(), &attr));
+  CHECK_OK(pthread_attr_getdetachstate(&attr, &value));
+  CHECK_EQ(value, (intptr_t)arg & 1 ? PTHREAD_CREATE_DETACHED : PTHREAD_CREATE_JOINABLE);
+  CHECK_OK(pthread_attr_getschedpolicy(&attr, &value));
+  CHECK_EQ(value, SCHED_OTHER);
+  CHECK_OK(pthread_attr_getscope(&attr, &value));
+  CHECK_EQ(value, PTHREAD_SCOPE_SYSTEM);
+  CHECK_OK(pthread_attr_destroy(&attr));
+  return NULL;
+}
+
+static int done, gate;
+static void *detached_sees_own(void *arg) {
+  sees_own_attributes(arg);
+  ADD(&done, 1);
+  return NULL;
+}
+static void *detach_and_look(void *arg) {
+  CHECK_OK(pthread_detach(pthread_self()));
+  sees_own_attributes((void *)1);
+  ADD(&done, 1);
+  return arg;
+}
+
+static void getattr_tells_the_state_of_now(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  done = 0;
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED));
+  for (int i = 0; i < 50; i++) {
+    pthread_t t;
+    join(start(sees_own_attributes, NULL));
+    CHECK_OK(pthread_create(&t, &attr, detached_sees_own, (void *)1));
+    start(detach_and_look, NULL);
+  }
+  AWAIT(LOAD(&done) == 100);
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
+static void *wait_gate(void *arg) {
+  AWAIT(LOAD(&gate));
+  return arg;
+}
+
+// The attribute object belongs to the caller again once pthread_create has returned.
+static void object_may_be_reused_at_once(void **state) {
+  (void)state;
+  pthread_t t[30];
+  size_t bytes;
+  gate = 0;
+  for (int i = 0; i < 30; i++) {
+    pthread_attr_t attr;
+    CHECK_OK(pthread_attr_init(&attr));
+    CHECK_OK(pthread_attr_setstacksize(&attr, (size_t)(i + 1) * 131072));
+    CHECK_OK(pthread_create(&t[i], &attr, wait_gate, NULL));
+    CHECK_OK(pthread_attr_destroy(&attr));
+    memset(&attr, 0xff, sizeof attr);
+  }
+  for (int i = 0; i < 30; i++) {
+    pthread_attr_t attr;
+    CHECK_OK(pthread_getattr_np(t[i], &attr));
+    CHECK_OK(pthread_attr_getstacksize(&attr, &bytes));
+    CHECK(bytes >= (size_t)(i + 1) * 131072);
+    CHECK_OK(pthread_attr_destroy(&attr));
+  }
+  STORE(&gate, 1);
+  for (int i = 0; i < 30; i++) join(t[i]);
+}
+
+static void *own_stack_size(void *arg) {
+  pthread_attr_t attr;
+  size_t bytes;
+  CHECK_OK(pthread_getattr_np(pthread_self(), &attr));
+  CHECK_OK(pthread_attr_getstacksize(&attr, &bytes));
+  CHECK_OK(pthread_attr_destroy(&attr));
+  (void)arg;
+  return (void *)bytes;
+}
+
+static void default_attributes_of_the_process(void **state) {
+  (void)state;
+  pthread_attr_t old, attr;
+  size_t bytes, guard;
+  CHECK_OK(pthread_getattr_default_np(&old));
+  CHECK_OK(pthread_getattr_default_np(&attr));
+  CHECK_OK(pthread_attr_getstacksize(&attr, &bytes));
+  CHECK_EQ((size_t)join(start(own_stack_size, NULL)), bytes);
+  CHECK_OK(pthread_attr_setstacksize(&attr, 512 * 1024));
+  CHECK_OK(pthread_attr_setguardsize(&attr, 16384));
+  CHECK_OK(pthread_setattr_default_np(&attr));
+  CHECK_EQ((size_t)join(start(own_stack_size, NULL)), 512 * 1024);
+  pthread_attr_t seen;
+  CHECK_OK(pthread_attr_init(&seen));  // fresh objects take the default size
+  CHECK_OK(pthread_attr_getstacksize(&seen, &bytes));
+  CHECK_EQ(bytes, 512 * 1024);
+  CHECK_OK(pthread_attr_destroy(&seen));
+  CHECK_OK(pthread_getattr_default_np(&seen));
+  CHECK_OK(pthread_attr_getguardsize(&seen, &guard));
+  CHECK_EQ(guard, 16384);
+  CHECK_OK(pthread_attr_destroy(&seen));
+  static char memory[65536];
+  CHECK_OK(pthread_attr_setstack(&attr, memory, sizeof memory));
+  CHECK_EQ(pthread_setattr_default_np(&attr), EINVAL);
+  CHECK_OK(pthread_setattr_default_np(&old));
+  CHECK_OK(pthread_attr_destroy(&attr));
+  CHECK_OK(pthread_attr_destroy(&old));
+}
+
+static void *own_mask(void *set) {
+  CHECK_OK(pthread_sigmask(SIG_BLOCK, NULL, set));
+  return NULL;
+}
+
+static void signal_mask_attribute(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  pthread_t t;
+  sigset_t set, seen, mine;
+  sigemptyset(&set);
+  sigaddset(&set, SIGUSR2);
+  sigaddset(&set, SIGTERM);
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setsigmask_np(&attr, &set));
+  sigemptyset(&seen);
+  CHECK_OK(pthread_attr_getsigmask_np(&attr, &seen));
+  CHECK(sigismember(&seen, SIGTERM) && !sigismember(&seen, SIGUSR1));
+  for (int i = 0; i < 10; i++) {
+    CHECK_OK(pthread_create(&t, &attr, own_mask, &seen));
+    join(t);
+    CHECK(sigismember(&seen, SIGUSR2) && sigismember(&seen, SIGTERM) && !sigismember(&seen, SIGUSR1));
+    CHECK_OK(pthread_sigmask(SIG_BLOCK, NULL, &mine));
+    CHECK(!sigismember(&mine, SIGUSR2));
+  }
+  CHECK_OK(pthread_attr_setsigmask_np(&attr, NULL));
+  CHECK_EQ(pthread_attr_getsigmask_np(&attr, &seen), PTHREAD_ATTR_NO_SIGMASK_NP);
+  CHECK_OK(pthread_create(&t, &attr, own_mask, &seen));
+  join(t);
+  CHECK(!sigismember(&seen, SIGUSR2));
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
+static void concurrency(void **state) {
+  (void)state;
+  CHECK_EQ(pthread_getconcurrency(), 0);
+  CHECK_EQ(pthread_setconcurrency(-1), EINVAL);
+  CHECK_OK(pthread_setconcurrency(5));
+  CHECK_EQ(pthread_getconcurrency(), 5);
+  CHECK_OK(pthread_setconcurrency(0));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(defaults),
+      cmocka_unit_test(set_and_get),
+      cmocka_unit_test(getattr_tells_the_state_of_now),
+      cmocka_unit_test(object_may_be_reused_at_once),
+      cmocka_unit_test(default_attributes_of_the_process),
+      cmocka_unit_test(signal_mask_attribute),
+      cmocka_unit_test(concurrency),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,288 @@
+// cancel_points_test.c - family: every blocking call that is a cancellation point.
+//
+// Behaviours: for each call, a thread blocked in it is cancelled; a cancellation that was
+// pending before the call is acted on by the call; the cleanup handler runs once, in
+// the thread; join answers PTHREAD_CANCELED; what the call waits for is not consumed.
+// Invariant: no thread cancelled in a cancellation point goes on after it.
+// libs: -lrt
+#include "abi.h"
+
+#include <aio.h>
+#include <fcntl.h>
+#include <mqueue.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <semaphore.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <threads.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
+static sem_t sem;
+static int empty_pipe[2], full_pipe[2], empty_pair[2], full_pair[2], listener, epoll_fd, locked_fd, message_queue;
+static pthread_t sleeper;
+static pid_t child;
+static mqd_t posix_queue;
+static char fifo[64], buffer[4096];
+static struct timespec later;
+static sigset_t usr1;
+
+static void unlock(void *m) { CHECK_OK(pthread_mutex_unlock(m)); }
+// A cancelled wait comes back with the mutex; the handler would fail to unlock it otherwise.
+#define WITH_LOCK(call)                    \
+  do {                                     \
+    pthread_mutex_lock(&lock);             \
+    pthread_cleanup_push(unlock, &lock);   \
+    for (;;) call;                         \
+    pthread_cleanup_pop(1);                \
+  } while (0)
+static void do_cond_wait(void) { WITH_LOCK(pthread_cond_wait(&cond, &lock)); }
+static void do_cond_timedwait(void) { WITH_LOCK(pthread_cond_timedwait(&cond, &lock, &later)); }
+static void do_cond_clockwait(void) { WITH_LOCK(pthread_cond_clockwait(&cond, &lock, CLOCK_REALTIME, &later)); }
+static void do_cnd_wait(void) { WITH_LOCK(cnd_wait((cnd_t *)&cond, (mtx_t *)&lock)); }
+static void do_sem_wait(void) { sem_wait(&sem); }
+static void do_sem_timedwait(void) { sem_timedwait(&sem, &later); }
+static void do_sem_clockwait(void) { sem_clockwait(&sem, CLOCK_REALTIME, &later); }
+static void do_join(void) { pthread_join(sleeper, NULL); }
+static void do_timedjoin(void) { pthread_timedjoin_np(sleeper, NULL, &later); }
+static void do_clockjoin(void) { pthread_clockjoin_np(sleeper, NULL, CLOCK_REALTIME, &later); }
+static void do_nanosleep(void) { struct timespec t = {600, 0}; nanosleep(&t, NULL); }
+static void do_thrd_sleep(void) { struct timespec t = {600, 0}; thrd_sleep(&t, NULL); }
+static void do_clock_nanosleep(void) { clock_nanosleep(CLOCK_REALTIME, TIMER_ABSTIME, &later, NULL); }
+static void do_usleep(void) { usleep(600000000); }
+static void do_sleep(void) { sleep(600); }
+static void do_pause(void) { pause(); }
+static void do_sigsuspend(void) { sigset_t none; sigemptyset(&none); sigsuspend(&none); }
+static void do_sigwait(void) { int sig; sigwait(&usr1, &sig); }
+static void do_sigwaitinfo(void) { sigwaitinfo(&usr1, NULL); }
+static void do_sigtimedwait(void) { struct timespec t = {600, 0}; sigtimedwait(&usr1, NULL, &t); }
+static void do_testcancel(void) { for (;;) { pthread_testcancel(); sched_yield(); } }
+static struct iovec iov = {buffer, sizeof buffer};
+static void ignore(ssize_t n) { (void)n; }
+static void do_read(void) { ignore(read(empty_pipe[0], buffer, 1)); }
+static void do_readv(void) { ignore(readv(empty_pipe[0], &iov, 1)); }
+static void do_write(void) { ignore(write(full_pipe[1], buffer, sizeof buffer)); }
+static void do_writev(void) { ignore(writev(full_pipe[1], &iov, 1)); }
+static void do_recv(void) { recv(empty_pair[0], buffer, 1, 0); }
+static void do_recvfrom(void) { recvfrom(empty_pair[0], buffer, 1, 0, NULL, NULL); }
+static void do_recvmsg(void) { struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1}; recvmsg(empty_pair[0], &m, 0); }
+static void do_send(void) { send(full_pair[0], buffer, sizeof buffer, 0); }
+static void do_sendto(void) { sendto(full_pair[0], buffer, sizeof buffer, 0, NULL, 0); }
+static void do_sendmsg(void) { struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1}; sendmsg(full_pair[0], &m, 0); }
+static void do_accept(void) { accept(listener, NULL, NULL); }
+static void do_accept4(void) { accept4(listener, NULL, NULL, SOCK_CLOEXEC); }
+static void do_poll(void) { struct pollfd p = {empty_pipe[0], POLLIN, 0}; poll(&p, 1, -1); }
+static void do_poll_nothing(void) { poll(NULL, 0, -1); }
+static void do_ppoll(void) { struct pollfd p = {empty_pipe[0], POLLIN, 0}; ppoll(&p, 1, NULL, NULL); }
+static void do_select(void) { fd_set s; FD_ZERO(&s); FD_SET(empty_pipe[0], &s); select(empty_pipe[0] + 1, &s, NULL, NULL, NULL); }
+static void do_pselect(void) { fd_set s; FD_ZERO(&s); FD_SET(empty_pipe[0], &s); pselect(empty_pipe[0] + 1, &s, NULL, NULL, NULL, NULL); }
+static void do_epoll_wait(void) { struct epoll_event e; epoll_wait(epoll_fd, &e, 1, -1); }
+static void do_epoll_pwait(void) { struct epoll_event e; epoll_pwait(epoll_fd, &e, 1, -1, NULL); }
+static void do_waitpid(void) { waitpid(child, NULL, 0); }
+static void do_wait(void) { wait(NULL); }
+static void do_waitid(void) { siginfo_t i; waitid(P_PID, (id_t)child, &i, WEXITED); }
+static void do_msgrcv(void) { msgrcv(message_queue, buffer, 8, 5, 0); }
+static void do_mq_receive(void) { mq_receive(posix_queue, buffer, sizeof buffer, NULL); }
+static void do_mq_timedreceive(void) { mq_timedreceive(posix_queue, buffer, sizeof buffer, NULL, &later); }
+static void do_open_fifo(void) { open(fifo, O_RDONLY); }
+static void do_fcntl_lock(void) { struct flock l = {.l_type = F_WRLCK}; fcntl(locked_fd, F_SETLKW, &l); }
+static void do_lockf(void) { ignore(lockf(locked_fd, F_LOCK, 1)); }
+static void do_fgetc(void) { FILE *f = fdopen(dup(empty_pipe[0]), "r"); fgetc(f); }
+static void do_aio_suspend(void) {
+  static struct aiocb cb;
+  const struct aiocb *list[] = {&cb};
+  static int started;
+  if (!started) {
+    started = 1;
+    cb = (struct aiocb){.aio_fildes = empty_pipe[0], .aio_buf = buffer, .aio_nbytes = 1};
+    cb.aio_sigevent.sigev_notify = SIGEV_NONE;
+    CHECK_OK(aio_read(&cb));
+  }
+  aio_suspend(list, 1, NULL);
+}
+
+struct point {
+  const char *name;
+  void (*block)(void);
+};
+#define POINT(f) {#f, do_##f}
+static const struct point points[] = {
+    POINT(cond_wait), POINT(cond_timedwait), POINT(cond_clockwait), POINT(cnd_wait), POINT(sem_wait),
+    POINT(sem_timedwait), POINT(sem_clockwait), POINT(join), POINT(timedjoin), POINT(clockjoin),
+    POINT(nanosleep), POINT(thrd_sleep), POINT(clock_nanosleep), POINT(usleep), POINT(sleep),
+    POINT(pause), POINT(sigsuspend), POINT(sigwait), POINT(sigwaitinfo), POINT(sigtimedwait),
+    POINT(testcancel), POINT(read), POINT(readv), POINT(write), POINT(writev), POINT(recv),
+    POINT(recvfrom), POINT(recvmsg), POINT(send), POINT(sendto), POINT(sendmsg), POINT(accept),
+    POINT(accept4), POINT(poll), POINT(poll_nothing), POINT(ppoll), POINT(select), POINT(pselect),
+    POINT(epoll_wait), POINT(epoll_pwait), POINT(waitpid), POINT(wait), POINT(waitid), POINT(msgrcv),
+    POINT(mq_receive), POINT(mq_timedreceive), POINT(open_fifo), POINT(fcntl_lock), POINT(lockf),
+    POINT(fgetc), POINT(aio_suspend)};
+enum { kPoints = sizeof points / sizeof *points };
+
+static int gate, at_call, cleaned;
+static pthread_t cleaner;
+static void clean(void *arg) {
+  CHECK(pthread_equal(pthread_self(), cleaner));
+  CHECK_EQ((intptr_t)arg, 7);
+  ADD(&cleaned, 1);
+}
+
+static void *run_point(void *arg) {
+  const struct point *p = arg;
+  cleaner = pthread_self();
+  pthread_sigmask(SIG_BLOCK, &usr1, NULL);
+  pthread_cleanup_push(clean, (void *)7);
+  STORE(&at_call, 1);
+  p->block();
+  dprintf(2, "%s went on, errno %d\n", p->name, errno);
+  pthread_cleanup_pop(0);
+  return NULL;
+}
+
+static void *run_point_with_pending(void *arg) {
+  const struct point *p = arg;
+  cleaner = pthread_self();
+  pthread_sigmask(SIG_BLOCK, &usr1, NULL);
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL));
+  pthread_cleanup_push(clean, (void *)7);
+  STORE(&at_call, 1);
+  AWAIT(LOAD(&gate));
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL));
+  p->block();
+  dprintf(2, "%s went on with a cancellation pending\n", p->name);
+  pthread_cleanup_pop(0);
+  return NULL;
+}
+
+static void cancel_each(void *(*run)(void *), int yields) {
+  for (int i = 0; i < kPoints; i++) {
+    if (points[i].block == do_msgrcv && message_queue < 0) continue;
+    if ((points[i].block == do_mq_receive || points[i].block == do_mq_timedreceive) && posix_queue == (mqd_t)-1) continue;
+    at_call = gate = cleaned = 0;
+    pthread_t t = start(run, (void *)&points[i]);
+    AWAIT(LOAD(&at_call));
+    yield_some(yields);
+    CHECK_OK(pthread_cancel(t));
+    STORE(&gate, 1);
+    void *result = join(t);
+    if (result != PTHREAD_CANCELED || cleaned != 1) dprintf(2, "point %s\n", points[i].name);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK_EQ(cleaned, 1);
+  }
+}
+
+static void *sleep_for_ever(void *arg) {
+  for (;;) pause();
+  return arg;
+}
+
+static void fill(int fd) {
+  int flags = fcntl(fd, F_GETFL);
+  fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  while (write(fd, buffer, sizeof buffer) > 0) {
+  }
+  fcntl(fd, F_SETFL, flags);
+}
+
+static int hold_file_lock(int fd, int ready) {
+  struct flock l = {.l_type = F_WRLCK};
+  if (fcntl(fd, F_SETLK, &l) != 0 || write(ready, "x", 1) != 1) return 1;
+  for (;;) pause();
+}
+
+static int set_up(void **state) {
+  (void)state;
+  later = in_ms(CLOCK_REALTIME, 600000);
+  sigemptyset(&usr1);
+  sigaddset(&usr1, SIGUSR1);
+  CHECK_OK(sem_init(&sem, 0, 0));
+  CHECK(pipe(empty_pipe) == 0 && pipe(full_pipe) == 0);
+  fill(full_pipe[1]);
+  CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, empty_pair) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, full_pair) == 0);
+  fill(full_pair[0]);
+  listener = socket(AF_INET, SOCK_STREAM, 0);
+  struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  CHECK_OK(bind(listener, (struct sockaddr *)&in, sizeof in));
+  CHECK_OK(listen(listener, 5));
+  epoll_fd = epoll_create1(0);
+  struct epoll_event e = {.events = EPOLLIN};
+  CHECK_OK(epoll_ctl(epoll_fd, EPOLL_CTL_ADD, empty_pipe[0], &e));
+  message_queue = msgget(IPC_PRIVATE, 0600);
+  struct mq_attr attr = {.mq_maxmsg = 2, .mq_msgsize = sizeof buffer};
+  char name[40];
+  snprintf(name, sizeof name, "/weft-cancel-%d", getpid());
+  posix_queue = mq_open(name, O_CREAT | O_RDWR, 0600, &attr);
+  mq_unlink(name);
+  snprintf(fifo, sizeof fifo, "/tmp/weft-cancel-fifo-%d", getpid());
+  CHECK_OK(mkfifo(fifo, 0600));
+  locked_fd = fileno(tmpfile());
+  int ready[2];
+  CHECK_OK(pipe(ready));
+  fflush(NULL);
+  if ((child = fork()) == 0) _exit(hold_file_lock(locked_fd, ready[1]));
+  CHECK_EQ(read(ready[0], buffer, 1), 1);
+  sleeper = start(sleep_for_ever, NULL);
+  return 0;
+}
+
+static int tear_down(void **state) {
+  (void)state;
+  kill(child, SIGKILL);
+  waitpid(child, NULL, 0);
+  unlink(fifo);
+  msgctl(message_queue, IPC_RMID, NULL);
+  CHECK_OK(pthread_cancel(sleeper));
+  CHECK(join(sleeper) == PTHREAD_CANCELED);
+  return 0;
+}
+
+static void cancelled_while_blocked(void **state) {
+  (void)state;
+  for (int round = 0; round < 3; round++) cancel_each(run_point, 30);
+}
+
+static void cancelled_on_the_way_in(void **state) {
+  (void)state;
+  for (int round = 0; round < 3; round++) cancel_each(run_point, round);
+}
+
+static void cancelled_by_a_pending_request(void **state) {
+  (void)state;
+  cancel_each(run_point_with_pending, 3);
+}
+
+// What a cancelled waiter was waiting for is still there for the next one.
+static void nothing_is_consumed(void **state) {
+  (void)state;
+  for (int i = 0; i < 100; i++) {
+    at_call = gate = cleaned = 0;
+    const struct point p = i & 1 ? (struct point){"read", do_read} : (struct point){"sem_wait", do_sem_wait};
+    pthread_t t = start(run_point_with_pending, (void *)&p);
+    AWAIT(LOAD(&at_call));
+    if (i & 1) CHECK_EQ(write(empty_pipe[1], "y", 1), 1);
+    else CHECK_OK(sem_post(&sem));
+    CHECK_OK(pthread_cancel(t));
+    STORE(&gate, 1);
+    CHECK(join(t) == PTHREAD_CANCELED);
+    if (i & 1) CHECK_EQ(read(empty_pipe[0], buffer, 1), 1);
+    else CHECK_OK(sem_trywait(&sem));
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(nothing_is_consumed),
+      cmocka_unit_test(cancelled_while_blocked),
+      cmocka_unit_test(cancelled_on_the_way_in),
+      cmocka_unit_test(cancelled_by_a_pending_request),
+  };
+  return cmocka_run_group_tests(tests, set_up, tear_down);
+}
