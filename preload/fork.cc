@@ -98,6 +98,7 @@ void fork_in_child() {
   // A vfork child that forks stands on the TCB of a G, too, with t_g null.
   G* g = t_g != nullptr ? t_g : g_at(__builtin_thread_pointer());
   t_vfork_depth = 0;
+  t_fork_ktid = 0;
   drop_rseq(g == nullptr ? nullptr : g->m);
   if (g != nullptr) {
     if (g->cls != nullptr) tcb_after_fork_child(g);  // main's TCB is libc's own, and listed

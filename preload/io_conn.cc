@@ -15,6 +15,7 @@
 namespace weft {
 namespace {
 
+constexpr int kSockFlags = SOCK_NONBLOCK | SOCK_CLOEXEC;
 constexpr int kRcvTimeoNew = 66, kSndTimeoNew = 67;  // SO_*TIMEO_NEW: 64-bit time everywhere
 
 bool listens(PollDesc* pd) {
@@ -32,7 +33,7 @@ long g_accept(int fd, sockaddr* addr, socklen_t* len, int flags) {
     return sys_call(SYS_accept4, at, sys_arg(addr), sys_arg(len), flags);
   };
   PollDesc* pd = io_desc(fd);
-  if (pd == nullptr || !io_is_socket(io_kind(pd)) || !listens(pd))
+  if (pd == nullptr || !io_is_socket(io_kind(pd)) || (flags & ~kSockFlags) != 0 || !listens(pd))
     return io_kernel([&] { return call(fd); });
   return io_run(
       pd, kPollIn, Wait::kAccept,
@@ -90,17 +91,23 @@ WEFT_EXPORT int connect(int fd, const sockaddr* addr, socklen_t len) {
 
 WEFT_EXPORT int socket(int domain, int type, int protocol) noexcept {
   int fd = real().socket(domain, type, protocol);
-  constexpr int kFlags = SOCK_NONBLOCK | SOCK_CLOEXEC;
-  io_made(fd, io_socket_kind(domain, type & ~kFlags, protocol), fresh_notes(domain, type));
+  io_made(fd, io_socket_kind(domain, type & ~kSockFlags, protocol), fresh_notes(domain, type));
   return fd;
 }
 
 WEFT_EXPORT int socketpair(int domain, int type, int protocol, int fds[2]) noexcept {
   int r = real().socketpair(domain, type, protocol, fds);
   if (r != 0) return r;
-  constexpr int kFlags = SOCK_NONBLOCK | SOCK_CLOEXEC;
   for (int i = 0; i < 2; i++)
-    io_made(fds[i], io_socket_kind(domain, type & ~kFlags, protocol), fresh_notes(domain, type));
+    io_made(fds[i], io_socket_kind(domain, type & ~kSockFlags, protocol), fresh_notes(domain, type));
+  return r;
+}
+
+// The end of a unix stream that shuts down its own sending side gets no event of it, but
+// natively its blocked writers return.
+WEFT_EXPORT int shutdown(int fd, int how) noexcept {
+  int r = real().shutdown(fd, how);
+  if (r == 0) io_wake_all(fd);
   return r;
 }
 

@@ -6,6 +6,7 @@
 // takers: one is woken per edge, and passes on what it left.
 #include <sys/epoll.h>
 
+#include "preload/io_signal.h"
 #include "preload/io_wait.h"
 #include "preload/io_watch.h"
 
@@ -18,14 +19,15 @@ long wait_now(int fd, struct epoll_event* ev, int max) {
 
 long wait_in_kernel(int fd, struct epoll_event* ev, int max, uint64_t deadline,
                     const sigset_t* mask) {
-  Remaining rem;
-  struct timespec* t = rem.set(deadline);
-  return in_syscall_block([&] {
+  auto call = [&] {
+    Remaining rem;
+    struct timespec* t = rem.set(deadline);
     long r = sys_call(SYS_epoll_pwait2, fd, sys_arg(ev), max, sys_arg(t), sys_arg(mask), 8);
     if (r != -ENOSYS) return r;
     long ms = t == nullptr ? -1 : t->tv_sec * 1000 + (t->tv_nsec + 999999) / 1000000;
     return sys_call(SYS_epoll_pwait, fd, sys_arg(ev), max, ms, sys_arg(mask), 8);
-  });
+  };
+  return mask != nullptr ? io_masked_wait(mask, call) : in_syscall_block(call);
 }
 
 long wait_parked(PollDesc* pd, struct epoll_event* ev, int max, uint64_t deadline) {
@@ -34,8 +36,9 @@ long wait_parked(PollDesc* pd, struct epoll_event* ev, int max, uint64_t deadlin
   for (;;) {
     poll_turn_sample(t);
     long r = wait_now(t.pd->fd, ev, max);
+    SignalMark mark = signal_mark();
     int w = r != 0 ? 0 : poll_turn_wait(t, deadline, Wait::kPoll);
-    if (r == 0 && w == 0) continue;
+    if (r == 0 && (w == 0 || (w == -EINTR && io_wait_after_interrupt(mark)))) continue;
     if (r == 0) r = w == -ETIMEDOUT ? wait_now(t.pd->fd, ev, max) : w;
     poll_turn_end(t);
     return r;

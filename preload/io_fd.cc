@@ -164,6 +164,26 @@ void io_aliased(int fd, int other) {
     if (PollDesc* pd = polldesc_peek(n); pd != nullptr && pd->fd == n) io_note(pd, kNoteAliased);
 }
 
+void io_wake_all(int fd) {
+  if (!recording()) return;
+  PollDesc* pd = polldesc_peek(fd);
+  if (pd == nullptr || pd->fd != fd) return;
+  bool aliased = (io_notes(pd) & kNoteAliased) != 0;
+  int from = aliased ? 0 : fd, to = aliased ? polldesc_max_fd() : fd;
+  G* g = this_g();
+  if (g != nullptr) engine_enter(g);
+  for (int n = from; n <= to; n++) {
+    pd = polldesc_peek(n);
+    if (pd == nullptr || (pd->head[kPollIn] == nullptr && pd->head[kPollOut] == nullptr)) continue;
+    GList out;
+    pd->lock.lock();
+    polldesc_fire(pd, 3, true, out);
+    pd->lock.unlock();
+    ready_list(out);
+  }
+  if (g != nullptr) engine_exit(g);
+}
+
 void io_flags_set(int fd, bool nonblock) {
   if (!recording()) return;
   PollDesc* pd = polldesc_peek(fd);

@@ -88,6 +88,8 @@ void io_descriptors_shared();                     // fork, spawn, SCM_RIGHTS
 void io_made(int fd, uint32_t kind, uint32_t notes);  // by a call we saw; fd < 0: failed
 void io_closing(int fd);                          // before the kernel closes or replaces it
 void io_aliased(int fd, int other);               // dup: two numbers, one file
+// Everybody who waits for the file of fd, under any of its numbers, is to try again.
+void io_wake_all(int fd);
 void io_flags_set(int fd, bool nonblock);         // F_SETFL, FIONBIO succeeded
 
 }  // namespace weft

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/select.h>
 
+#include "preload/io_signal.h"
 #include "preload/io_wait.h"
 #include "preload/io_watch.h"
 
@@ -86,11 +87,12 @@ bool watch_all(WatchSet& s, const struct pollfd* fds, nfds_t n) {
 }
 
 long poll_in_kernel(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mask) {
-  Remaining rem;
-  struct timespec* t = rem.set(deadline);
-  return in_syscall_block([&] {
+  auto call = [&] {
+    Remaining rem;
+    struct timespec* t = rem.set(deadline);
     return sys_call(SYS_ppoll, sys_arg(fds), sys_arg(n), sys_arg(t), sys_arg(mask), 8);
-  });
+  };
+  return mask != nullptr ? io_masked_wait(mask, call) : in_syscall_block(call);
 }
 
 // Parked, round by round. -EPERM and the like: not possible this way.
@@ -105,8 +107,9 @@ long poll_parked(struct pollfd* fds, nfds_t n, uint64_t deadline) {
     }
     r = poll_now(fds, n);
     if (r != 0) break;
+    SignalMark mark = signal_mark();
     int w = poll_watch_wait(s.w, s.n, deadline, Wait::kPoll);
-    if (w == 0) continue;
+    if (w == 0 || (w == -EINTR && io_wait_after_interrupt(mark))) continue;
     r = w == -ETIMEDOUT ? poll_now(fds, n) : w;
     break;
   }
@@ -120,10 +123,15 @@ long g_poll(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mas
   if (mask != nullptr) {
     r = poll_in_kernel(fds, n, deadline, mask);
   } else if (n == 0 && fds == nullptr) {
-    G* g = t_g;
-    engine_enter(g);
-    Reason why = park_sleep(g, deadline, Wait::kPoll, true);
-    engine_exit(g);
+    SignalMark mark;
+    Reason why;
+    do {
+      mark = signal_mark();
+      G* g = t_g;
+      engine_enter(g);
+      why = park_sleep(g, deadline, Wait::kPoll, true);
+      engine_exit(g);
+    } while (why != Reason::kTimeout && io_wait_after_interrupt(mark));
     r = why == Reason::kTimeout ? 0 : -EINTR;
   } else if (n <= kFewFds) {
     r = poll_parked(fds, n, deadline);
@@ -217,8 +225,9 @@ long select_parked(Sets& s, uint32_t n, uint64_t deadline) {
       each_fd(s, i, [&](int fd) { ok = ok && watch_add(ws, fd, i == 1 ? kPollOut : kPollIn); });
     r = ok ? select_now(s) : -EPERM;
     if (r != 0) break;
+    SignalMark mark = signal_mark();
     int w = poll_watch_wait(ws.w, ws.n, deadline, Wait::kPoll);
-    if (w == 0) continue;
+    if (w == 0 || (w == -EINTR && io_wait_after_interrupt(mark))) continue;
     r = w == -ETIMEDOUT ? select_now(s) : w;
     break;
   }
@@ -232,16 +241,17 @@ void clear_sets(Sets& s) {
 }
 
 long select_in_kernel(Sets& s, uint64_t deadline, const sigset_t* mask) {
-  Remaining rem;
-  struct timespec* t = rem.set(deadline);
   struct {
     const sigset_t* set;
     size_t bytes;
   } m = {mask, 8};
-  return in_syscall_block([&] {
+  auto call = [&] {
+    Remaining rem;
+    struct timespec* t = rem.set(deadline);
     return sys_call(SYS_pselect6, s.n, sys_arg(s.user[0]), sys_arg(s.user[1]), sys_arg(s.user[2]),
                     sys_arg(t), sys_arg(&m));
-  });
+  };
+  return mask != nullptr ? io_masked_wait(mask, call) : in_syscall_block(call);
 }
 
 long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, const sigset_t* mask) {

@@ -19,7 +19,7 @@ bool nowait_ok(const PollDesc* pd, PollDir dir) {
 
 // RWF_NOWAIT was refused, or the file is not what we took it for.
 bool refused(PollDesc* pd, PollDir dir, long r) {
-  if (r != -EOPNOTSUPP && r != -EINVAL && r != -ENOSYS && r != -ESPIPE) return false;
+  if (r != -EOPNOTSUPP && r != -ENOSYS && r != -ESPIPE) return false;
   io_note(pd, uint32_t{kNoteNoNowait} << dir);
   return true;
 }
@@ -121,7 +121,8 @@ long g_read(int fd, void* buf, size_t n) {
 long g_write(int fd, const void* buf, size_t n) {
   cancel_point();
   PollDesc* pd = io_desc(fd);
-  if (pd == nullptr || n == 0)
+  // An eventfd refuses less than 8 bytes before it waits.
+  if (pd == nullptr || n == 0 || (io_kind(pd) == kIoNowait && n < sizeof(uint64_t)))
     return io_kernel([&] { return sys_call(SYS_write, fd, sys_arg(buf), sys_arg(n)); });
   auto* from = static_cast<const char*>(buf);
   size_t total = n < kMaxRw ? n : kMaxRw;

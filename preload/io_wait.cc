@@ -6,15 +6,12 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include "preload/cancel.h"
+#include "preload/io_signal.h"
 
 namespace weft {
 
-// The signal layer's answer for the handler that just ran on this G, where it is linked.
-__attribute__((weak)) bool signal_last_handler_restarts(G* g);
-
-bool io_restart_after_interrupt() {
-  return &signal_last_handler_restarts != nullptr && signal_last_handler_restarts(t_g);
+bool io_restart_after_interrupt(const SignalMark& m) {
+  return !cancel_pending() && (!handler_ran(m) || signals_may_restart());
 }
 
 namespace {
@@ -54,6 +51,7 @@ int io_block(IoCall& c) {
     if (WEFT_UNLIKELY(io_kind(pd) == kIoTty) && c.turn.dir == kPollIn && tty_wants_caller(pd->fd))
       return kCannotWait;
   }
+  SignalMark mark = signal_mark();
   int w = poll_turn_wait(c.turn, c.deadline_ns, c.why);
   if (WEFT_LIKELY(w == 0)) return 0;
   if (w == -ETIMEDOUT) return -EAGAIN;
@@ -63,7 +61,8 @@ int io_block(IoCall& c) {
     poll_turn_end(c.turn);
     cancel_point();
   }
-  return !c.timed && !c.started && io_restart_after_interrupt() ? 0 : -EINTR;
+  bool on = c.timed || c.started ? io_wait_after_interrupt(mark) : io_restart_after_interrupt(mark);
+  return on ? 0 : -EINTR;
 }
 
 }  // namespace weft

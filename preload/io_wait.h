@@ -42,10 +42,6 @@ inline long io_end(IoCall& c, long r) {
 // 0: try again; kCannotWait; -EAGAIN (also: the socket's timeout), -EINTR, -EBADF.
 int io_block(IoCall& c);
 
-// Whether a wait that a signal handler interrupted goes on (SA_RESTART) or ends in EINTR:
-// the one place that decides it.
-bool io_restart_after_interrupt();
-
 // One try's poll for the kinds that have no flag: -EAGAIN or 0.
 long io_poll_now(int fd, PollDir dir);
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "preload/io_fd.h"
+#include "preload/io_signal.h"
 
 namespace weft {
 namespace {
@@ -17,12 +18,15 @@ constexpr uint64_t kSecondNs = 1'000'000'000;
 
 Reason sleep_until(uint64_t deadline) {
   G* g = t_g;
-  engine_enter(g);
-  Reason r = Reason::kTimeout;
-  if (deadline > host_now_ns()) r = park_sleep(g, deadline, Wait::kSleep, true);
-  else yield(false);
-  engine_exit(g);
-  return r;
+  for (;;) {
+    SignalMark mark = signal_mark();
+    Reason r = Reason::kTimeout;
+    engine_enter(g);
+    if (deadline > host_now_ns()) r = park_sleep(g, deadline, Wait::kSleep, true);
+    else yield(false);
+    engine_exit(g);
+    if (r == Reason::kTimeout || !io_wait_after_interrupt(mark)) return r;
+  }
 }
 
 struct timespec left_until(uint64_t deadline) {

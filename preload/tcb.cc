@@ -323,6 +323,37 @@ void tcb_after_fork_child(G* g) {
   node->next = node->prev = node;
 }
 
+void tcb_wire(G* g) {
+  tcb_set_tid(g, static_cast<uint32_t>(sys_gettid()));
+  sys_call(SYS_set_robust_list, sys_arg(g->fs + priv.robust_offset), 24);
+}
+
+void tcb_unwire(G* g) {
+  auto* head = reinterpret_cast<void**>(g->fs + priv.robust_offset);
+  auto tid = static_cast<uint32_t>(sys_gettid());
+  constexpr uint32_t kTidMask = 0x3fffffff, kOwnerDied = 0x40000000, kWaiters = 0x80000000;
+  constexpr int kMostHeld = 2048;  // the kernel's own limit
+  void* at = *head;
+  for (int i = 0; at != static_cast<void*>(head) && at != nullptr && i < kMostHeld; i++) {
+    // Bit 0 marks a PI mutex, whose owner the kernel itself knows.
+    auto entry = reinterpret_cast<uintptr_t>(at);
+    auto* lock = reinterpret_cast<std::atomic<uint32_t>*>(
+        (entry & ~uintptr_t{1}) + static_cast<uintptr_t>(priv.robust_futex_offset));
+    at = *reinterpret_cast<void**>(entry & ~uintptr_t{1});
+    uint32_t word = lock->load(std::memory_order_relaxed);
+    while ((word & kTidMask) == tid &&
+           !lock->compare_exchange_weak(word, (word & kWaiters) | kOwnerDied,
+                                        std::memory_order_acq_rel)) {
+    }
+    if ((word & kTidMask) == tid && (word & kWaiters) != 0)
+      sys_call(SYS_futex, sys_arg(lock), FUTEX_WAKE, 1);
+  }
+  *head = head;
+  *(head - 1) = head;
+  sys_call(SYS_set_robust_list, sys_arg(g->m->g0.fs + priv.robust_offset), 24);
+  tcb_set_tid(g, g->vtid);
+}
+
 void tcb_unregister_rseq() {
   if (&__rseq_offset == nullptr || __rseq_offset == 0 || __rseq_size == 0) return;
   auto* rs = reinterpret_cast<struct rseq*>(fs_base() + __rseq_offset);

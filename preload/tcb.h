@@ -39,6 +39,12 @@ void tcb_unregister_rseq();
 // In a fork child, on g: off libc's list of threads (fork's child put it there), linked to
 // itself again.
 void tcb_after_fork_child(G* g);
+// A G that becomes 1:1: libc and the kernel see the kernel thread's own id and robust list
+// in its TCB from now on. On it, after wire_self.
+void tcb_wire(G* g);
+// Its end: marks robust mutexes it still holds as orphaned, as the kernel does at a kernel
+// thread's exit (robust_list(7)), and gives the kernel thread its own list back.
+void tcb_unwire(G* g);
 // Writes what libc believes to be the thread's id.
 void tcb_set_tid(G* g, uint32_t tid);
 

@@ -185,6 +185,7 @@ void thread_finish(Thread* t) {
   t->alive.store(false, std::memory_order_relaxed);
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);
   bool wired = g->wired;
+  if (wired) tcb_unwire(g);
   if (!wired) engine_enter(g);
   g_mark_dead(g);
   uint32_t was = kJoinable;

@@ -5,6 +5,8 @@
 // was wished for the last one is never carried out.
 #include "preload/wire.h"
 
+#include "preload/tcb.h"
+
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -91,6 +93,7 @@ void wire_thread(const char* why) {
     say_line("weft: wired thread", id, text);
   }
   wire_self(why);
+  tcb_wire(g);
 }
 
 bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg) {

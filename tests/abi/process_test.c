@@ -66,7 +66,7 @@ static void second_handler(void) {
 }
 static void quick_handler(void) { record->quick_runs++; }
 
-enum how { kReturn, kExit, kUnderscore, kQuick, kAbort, kKill, kSegv, kRaiseTerm, kHows };
+enum how { kExitMost, kExit, kUnderscore, kQuick, kAbort, kKill, kSegv, kRaiseTerm, kHows };
 
 static void *end_by(void *arg) {
   switch ((enum how)(intptr_t)arg) {
@@ -105,7 +105,7 @@ static void every_end_from_main_and_from_a_thread(void **state) {
     for (int how = 0; how < kHows; how++) {
       int status = in_child(end_process, (void *)(intptr_t)how);
       switch (how) {
-        case kReturn: CHECK_EQ(exit_code(status), 40); break;
+        case kExitMost: CHECK_EQ(exit_code(status), 40); break;
         case kExit: CHECK_EQ(exit_code(status), 41); break;
         case kUnderscore: CHECK_EQ(exit_code(status), 42); break;
         case kQuick: CHECK_EQ(exit_code(status), 43); break;
@@ -114,7 +114,7 @@ static void every_end_from_main_and_from_a_thread(void **state) {
         case kSegv: CHECK_EQ(death_signal(status), SIGSEGV); break;
         default: CHECK_EQ(death_signal(status), SIGTERM);
       }
-      int exits = how == kReturn || how == kExit;
+      int exits = how == kExitMost || how == kExit;
       CHECK_EQ(record->atexit_runs, exits);
       CHECK_EQ(record->quick_runs, how == kQuick);
       if (exits) CHECK(record->steps == 2 && record->order[0] == 2 && record->order[1] == 1);
@@ -319,10 +319,26 @@ static void killed_from_outside(void **state) {
   }
 }
 
-int main(void) {
+// A real return from main needs a process of its own: this program again, told to do so.
+static int return_from_main(void) {
+  for (int i = 0; i < 2; i++) start_all_kinds();
+  return 47;
+}
+static int run_again(void *arg) {
+  execl("/proc/self/exe", "process_test", (const char *)arg, (char *)NULL);
+  return 1;
+}
+static void return_from_main_ends_the_process(void **state) {
+  (void)state;
+  for (int i = 0; i < 5; i++) CHECK_EQ(exit_code(in_child(run_again, (void *)"return-from-main")), 47);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], "return-from-main") == 0) return return_from_main();
   record = shared_memory(sizeof *record);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_end_from_main_and_from_a_thread),
+      cmocka_unit_test(return_from_main_ends_the_process),
       cmocka_unit_test(last_thread_ends_the_process),
       cmocka_unit_test(exit_by_a_thread_after_main_left),
       cmocka_unit_test(stdio_is_flushed),

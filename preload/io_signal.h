@@ -1,0 +1,67 @@
+// io_signal.h - what a signal does to a call that waits.
+//
+// A handler that ran ends a wait with EINTR, or, with SA_RESTART, lets it go on where
+// signal(7) says so (reads, writes, accept without a timeout). An interrupt without a
+// handler (a signal turned out to be ignored) ends nothing. All of it is decided here.
+#pragma once
+
+#include <signal.h>
+#include <string.h>
+
+#include "preload/api.h"
+#include "preload/cancel.h"
+#include "preload/signals.h"
+#include "preload/thread.h"
+#undef p_type  // <resolv.h>, by way of thread.h, renames it
+
+namespace weft {
+
+// Before a wait: what counts as interrupting it happens from here on.
+struct SignalMark {
+  uint64_t handled;
+};
+inline SignalMark signal_mark() {
+  signals_wait_begins();
+  return {this_thread()->sig_handled};
+}
+inline bool handler_ran(const SignalMark& m) { return this_thread()->sig_handled != m.handled; }
+
+// The wait that began at m was interrupted. True: it goes on (SA_RESTART, or no handler).
+bool io_restart_after_interrupt(const SignalMark& m);
+// The same for calls that SA_RESTART does not restart: poll, select, epoll_wait, sleeps,
+// and sockets with a timeout.
+inline bool io_wait_after_interrupt(const SignalMark& m) {
+  return !handler_ran(m) && !cancel_pending();
+}
+
+// The wait of ppoll, pselect and epoll_pwait: `call` is the kernel's own, with `mask` among
+// its arguments, so that it lets signals in and sleeps in one step. Repeated while it is
+// interrupted by nothing. As sigsuspend (sigwait.cc).
+template <class F>
+inline long io_masked_wait(const sigset_t* mask, F call) {
+  G* g = t_g;
+  uint64_t open_bits, all = ~uint64_t{0} & ~(uint64_t{3} << 31);  // 32 and 33 are libc's
+  memcpy(&open_bits, mask, sizeof open_bits);
+  open_bits &= ~(sig_bit(SIGKILL) | sig_bit(SIGSTOP) | uint64_t{3} << 31);
+  uint64_t old = g->sigmask;
+  SignalMark mark = signal_mark();
+  g->no_preempt++;
+  sys_sigprocmask(SIG_SETMASK, &all, nullptr);
+  g->sigmask = open_bits;
+  masks_note(old & ~open_bits, ~open_bits);
+  long r;
+  for (;;) {
+    if (uint64_t due = pending_of(g) & ~open_bits) poke(g, __builtin_ctzll(due) + 1);
+    enter_syscall(g);
+    r = call();
+    exit_syscall(g);
+    if (r != -EINTR || handler_ran(mark) || cancel_pending()) break;
+  }
+  g->sigmask = all;
+  g->m->kmask = all;
+  g->no_preempt--;
+  mask_swap(g, old);
+  return r;
+}
+
+}  // namespace weft

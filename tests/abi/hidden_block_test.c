@@ -1,0 +1,280 @@
+// hidden_block_test.c - family: threads that block where no library entry point is passed.
+//
+// Behaviours: inline syscall instructions (futex wait, pipe read, nanosleep), stdio locks and
+// stdio reads, the loader's lock held in a callback, flock, malloc arenas under fire: with
+// any number of processors the other threads get on, and the blocked ones
+// come back right, all of them, with their registers and errno.
+// Invariant: a thread asleep in the kernel keeps nobody else from running.
+// libs: -ldl
+#include "abi.h"
+
+#include <dlfcn.h>
+#include <linux/futex.h>
+#include <sys/file.h>
+
+// As libgomp and static runtimes do it: no call that anyone could interpose.
+static long inline_syscall(long nr, long a, long b, long c, long d) {
+  long result;
+  register long r10 __asm__("r10") = d;
+  __asm__ volatile("syscall"
+                   : "=a"(result)
+                   : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10)
+                   : "rcx", "r11", "memory");
+  return result;
+}
+
+static int entered, released, came_back;
+static int word;
+
+static void *wait_inline(void *arg) {
+  errno = 33;
+  ADD(&entered, 1);
+  while (LOAD(&word) == 0) inline_syscall(SYS_futex, (long)&word, FUTEX_WAIT_PRIVATE, 0, 0);
+  CHECK_EQ(errno, 33);
+  ADD(&came_back, 1);
+  return arg;
+}
+
+// The rest of the world while others are blocked: threads that yield, block, create, join.
+static void *echo(void *arg) {
+  sched_yield();
+  return arg;
+}
+static void *lead_a_life(void *arg) {
+  pthread_mutex_t m = PTHREAD_MUTEX_INITIALIZER;
+  for (intptr_t i = 0; i < 20; i++) {
+    pthread_mutex_lock(&m);
+    CHECK_EQ((intptr_t)join(start(echo, (void *)i)), i);
+    pthread_mutex_unlock(&m);
+    struct timespec tiny = to_timespec(1000);
+    nanosleep(&tiny, NULL);
+  }
+  return arg;
+}
+static void others_get_on(void) {
+  pthread_t t[4];
+  for (int i = 0; i < 4; i++) t[i] = start(lead_a_life, NULL);
+  for (int i = 0; i < 4; i++) join(t[i]);
+}
+
+static void begin(pthread_t *t, int n, void *(*fn)(void *), void *arg) {
+  entered = released = came_back = 0;
+  for (int i = 0; i < n; i++) t[i] = start(fn, arg);
+  AWAIT(LOAD(&entered) == n);
+}
+static void end(pthread_t *t, int n) {
+  for (int i = 0; i < n; i++) join(t[i]);
+  CHECK_EQ(came_back, n);
+}
+
+static void inline_futex(void **state) {
+  (void)state;
+  for (int round = 0; round < 3; round++) {
+    pthread_t t[12];
+    word = 0;
+    begin(t, 12, wait_inline, NULL);
+    others_get_on();
+    CHECK_EQ(LOAD(&came_back), 0);
+    STORE(&word, 1);
+    inline_syscall(SYS_futex, (long)&word, FUTEX_WAKE_PRIVATE, INT_MAX, 0);
+    end(t, 12);
+  }
+}
+
+// An inline barrier in rounds: every thread blocks in each round (OpenMP's shape).
+static int arrived, generation;
+static void inline_barrier(int n) {
+  int mine = LOAD(&generation);
+  if (ADD(&arrived, 1) == n) {
+    STORE(&arrived, 0);
+    ADD(&generation, 1);
+    inline_syscall(SYS_futex, (long)&generation, FUTEX_WAKE_PRIVATE, INT_MAX, 0);
+    return;
+  }
+  while (LOAD(&generation) == mine) inline_syscall(SYS_futex, (long)&generation, FUTEX_WAIT_PRIVATE, mine, 0);
+}
+static int sums[40];
+static void *rounds_of_barriers(void *arg) {
+  for (int i = 0; i < 40; i++) {
+    ADD(&sums[i], 1);
+    inline_barrier(6);
+    CHECK_EQ(LOAD(&sums[i]), 6);
+  }
+  return arg;
+}
+static void inline_barriers(void **state) {
+  (void)state;
+  pthread_t t[6];
+  for (int i = 0; i < 6; i++) t[i] = start(rounds_of_barriers, NULL);
+  for (int i = 0; i < 6; i++) join(t[i]);
+}
+
+static int ends[2];
+static void *read_inline(void *arg) {
+  char c = 0;
+  ADD(&entered, 1);
+  CHECK_EQ(inline_syscall(SYS_read, ends[0], (long)&c, 1, 0), 1);
+  CHECK_EQ(c, 'h');
+  ADD(&came_back, 1);
+  return arg;
+}
+static void inline_read(void **state) {
+  (void)state;
+  pthread_t t[6];
+  CHECK_OK(pipe(ends));
+  begin(t, 6, read_inline, NULL);
+  others_get_on();
+  CHECK_EQ(LOAD(&came_back), 0);
+  CHECK_EQ(write(ends[1], "hhhhhh", 6), 6);
+  end(t, 6);
+}
+
+static void *sleep_inline(void *arg) {
+  struct timespec length = to_timespec(20000000);
+  int64_t begin_ns = now_ns(CLOCK_MONOTONIC);
+  ADD(&entered, 1);
+  CHECK_EQ(inline_syscall(SYS_nanosleep, (long)&length, 0, 0, 0), 0);
+  CHECK(now_ns(CLOCK_MONOTONIC) - begin_ns >= 20000000);
+  ADD(&came_back, 1);
+  return arg;
+}
+static void inline_sleep(void **state) {
+  (void)state;
+  pthread_t t[8];
+  begin(t, 8, sleep_inline, NULL);
+  others_get_on();
+  end(t, 8);
+}
+
+// A stdio lock: libc waits for it inside itself.
+static void *print_locked(void *file) {
+  ADD(&entered, 1);
+  CHECK(fprintf((FILE *)file, "line\n") == 5);
+  ADD(&came_back, 1);
+  return NULL;
+}
+static void stdio_lock(void **state) {
+  (void)state;
+  for (int round = 0; round < 3; round++) {
+    FILE *file = tmpfile();
+    pthread_t t[8];
+    flockfile(file);
+    begin(t, 8, print_locked, file);
+    others_get_on();
+    CHECK_EQ(LOAD(&came_back), 0);
+    CHECK_EQ(ftrylockfile(file), 0);  // ours: it nests
+    funlockfile(file);
+    CHECK(fputs("mine\n", file) >= 0);
+    funlockfile(file);
+    end(t, 8);
+    CHECK_EQ(ftell(file), 45);
+    fclose(file);
+  }
+}
+
+static void *get_line(void *file) {
+  char line[32];
+  ADD(&entered, 1);
+  CHECK(fgets(line, sizeof line, (FILE *)file) != NULL);
+  CHECK(strncmp(line, "line ", 5) == 0);
+  ADD(&came_back, 1);
+  return NULL;
+}
+static void stdio_read(void **state) {
+  (void)state;
+  pthread_t t[4];
+  CHECK_OK(pipe(ends));
+  FILE *file = fdopen(ends[0], "r");
+  begin(t, 4, get_line, file);  // one reads, the others wait for the stream's lock
+  others_get_on();
+  CHECK_EQ(LOAD(&came_back), 0);
+  CHECK_EQ(write(ends[1], "line 1\nline 2\nline 3\nline 4\n", 28), 28);
+  end(t, 4);
+  fclose(file);
+}
+
+// The loader's lock is held by a callback of dl_iterate_phdr; dlopen and friends wait inside ld.so.
+static void *use_loader(void *arg) {
+  ADD(&entered, 1);
+  void *library = dlopen("libm.so.6", RTLD_NOW);
+  CHECK(library != NULL);
+  CHECK(dlsym(library, "cos") != NULL);
+  CHECK_OK(dlclose(library));
+  ADD(&came_back, 1);
+  return arg;
+}
+extern int dl_iterate_phdr(int (*)(void *, size_t, void *), void *);
+static int hold_loader(void *info, size_t size, void *data) {
+  (void)info, (void)size;
+  begin((pthread_t *)data, 6, use_loader, NULL);
+  yield_some(100);
+  others_get_on();
+  return 1;
+}
+static void loader_lock(void **state) {
+  (void)state;
+  for (int round = 0; round < 3; round++) {
+    pthread_t t[6];
+    CHECK_EQ(dl_iterate_phdr(hold_loader, t), 1);
+    end(t, 6);
+  }
+}
+
+static void *take_flock(void *path) {
+  FILE *file = fopen(path, "r");
+  ADD(&entered, 1);
+  CHECK_OK(flock(fileno(file), LOCK_EX));
+  CHECK_EQ(LOAD(&released), 1);
+  ADD(&came_back, 1);
+  fclose(file);
+  return NULL;
+}
+static void file_lock(void **state) {
+  (void)state;
+  char path[] = "/tmp/weft-hidden-XXXXXX";
+  pthread_t t[5];
+  int fd = mkstemp(path);
+  CHECK_OK(flock(fd, LOCK_EX));
+  begin(t, 5, take_flock, path);
+  others_get_on();
+  CHECK_EQ(LOAD(&came_back), 0);
+  STORE(&released, 1);
+  CHECK_OK(flock(fd, LOCK_UN));
+  end(t, 5);
+  close(fd);
+  unlink(path);
+}
+
+// All arenas of malloc under fire from more threads than arenas.
+static void *hammer_malloc(void *arg) {
+  void *list[50] = {0};
+  for (int i = 0; i < 3000; i++) {
+    int k = i * 7 % 50;
+    free(list[k]);
+    list[k] = malloc((size_t)(i * 131 % 40000) + 1);
+    *(char *)list[k] = (char)k;
+  }
+  for (int i = 0; i < 50; i++) free(list[i]);
+  return arg;
+}
+static void malloc_arenas(void **state) {
+  (void)state;
+  pthread_t t[64];
+  for (int i = 0; i < 64; i++) t[i] = start(hammer_malloc, NULL);
+  for (int i = 0; i < 64; i++) join(t[i]);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(inline_futex),
+      cmocka_unit_test(inline_barriers),
+      cmocka_unit_test(inline_read),
+      cmocka_unit_test(inline_sleep),
+      cmocka_unit_test(stdio_lock),
+      cmocka_unit_test(stdio_read),
+      cmocka_unit_test(loader_lock),
+      cmocka_unit_test(file_lock),
+      cmocka_unit_test(malloc_arenas),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
