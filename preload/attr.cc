@@ -83,14 +83,15 @@ bool spawn_attr(const pthread_attr_t* attr, SpawnAttr* out) {
 
 using namespace weft;
 
-// For garbage collectors above all: the stack reported contains every frame of the thread.
+// For garbage collectors above all: the stack reported contains every frame of the thread
+// and begins where the guard ends (handlers of overflows compare the fault with it).
 WEFT_EXPORT int pthread_getattr_np(pthread_t pt, pthread_attr_t* attr) {
   G* g = g_of(pt);
   if (g == nullptr || g->cls == nullptr) return real().pthread_getattr_np(pt, attr);
   Thread* t = thread_of(g);
   int err = pthread_attr_init(attr);
   if (err != 0) return err;
-  pthread_attr_setstack(attr, g->stack_hi - t->stack_bytes, t->stack_bytes);
+  pthread_attr_setstack(attr, g->stack_lo, t->stack_bytes);
   pthread_attr_setguardsize(attr, t->guard_bytes);
   bool detached = t->join.load(std::memory_order_relaxed) == kDetached;
   pthread_attr_setdetachstate(attr, detached ? PTHREAD_CREATE_DETACHED : PTHREAD_CREATE_JOINABLE);

@@ -98,6 +98,7 @@ G* make_g1() {
   g->engine.store(0, std::memory_order_relaxed);
   t->alive.store(true, std::memory_order_relaxed);
   t->join.store(kJoinable, std::memory_order_relaxed);
+  t->tsd_used = true;  // it may have set values before anyone asked
   int was;
   real().pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &was);
   t->cancel_disabled = was == PTHREAD_CANCEL_DISABLE;

@@ -1,29 +1,152 @@
 // cancel.cc - cancellation of Gs: libc's state machine in our own words.
 //
-// A request sets Thread::cancel_requested and ends an interruptible park. The target acts
-// at its next cancellation point, by libc's own pthread_exit(PTHREAD_CANCELED), whose
-// unwinding runs cleanup handlers and C++ destructors and lands in host_g_main. libc's own
-// cancellation bits of a G are never set, so its internal cancellation points stay quiet.
+// The target acts by libc's own pthread_exit(PTHREAD_CANCELED), whose unwinding runs cleanup
+// handlers and C++ destructors and lands in host_g_main. libc's own cancellation bits of a
+// G are never set, so its internal cancellation points stay quiet.
+//
+// How a request reaches the target, wherever that is:
+//   runs, deferred     it looks at its next cancellation point
+//   about to park      park() sees kAttCancel, which stays up while a cancel is due
+//   parked             an interruptible wait ends (park_interrupt) and its cancel_point acts;
+//                      any wait at all if the target is asynchronous: then it acts on its
+//                      way out of the engine (host_attention)
+//   in a kernel call   signal 32 to its M: the handler acts at once if the target is inside
+//                      in_cancel_syscall and the call has not gone through
+//   runs, asynchronous signal 32 likewise; the handler acts if the target is outside the
+//                      engine, else its way out of the engine does
+//
+// Signal 32 is libc's own SIGCANCEL. Our action for it stands while weft is booted; what is
+// not ours (libc's cancel of a native thread) is passed on to libc's handler.
+//
+// Disabling: a thread with cancellation disabled must not be woken by a request. The
+// canceller announces itself (cancel_senders), then looks at cancel_disabled; the target sets
+// that, then waits for announced ones and takes kAttCancel down. Both are seq_cst.
+#include <string.h>
+#include <ucontext.h>
+
 #include "preload/api.h"
 #include "preload/cancel.h"
+#include "preload/signals.h"
 #include "preload/thread.h"
+#undef p_type  // <resolv.h>, by way of thread.h, renames it
 
 namespace weft {
 namespace {
 
+constexpr int kSigCancel = 32;
+constexpr int kMark = -0x77656663;  // si_code of ours; none of the kernel's or libc's
+constexpr int kPokes = 200;         // tries to catch an asynchronous target between two places
+
+struct KernelAction {
+  void* handler;
+  unsigned long flags;
+  void* restorer;
+  uint64_t mask;
+};
+KernelAction libc_action;       // for SIGCANCEL, once libc has set one
+std::atomic<bool> installed{false};
+Lock install_lock;
+
 [[noreturn]] void act(Thread* t) {
   t->exiting = true;
+  t->in_cancel_call = false;
+  t->sigwait_set.store(0, std::memory_order_relaxed);
   t->result = PTHREAD_CANCELED;
   real().pthread_exit(PTHREAD_CANCELED);
   __builtin_unreachable();
+}
+
+bool due(const Thread* t) {
+  return t->cancel_requested.load(std::memory_order_acquire) != 0 &&
+         !t->cancel_disabled.load(std::memory_order_relaxed) && !t->exiting;
+}
+
+// The interrupted instruction is one after `syscall` and the call has been answered: its
+// effect is not to be lost.
+bool call_went_through(const ucontext_t* uc) {
+  const auto* pc = reinterpret_cast<const unsigned char*>(uc->uc_mcontext.gregs[REG_RIP]);
+  return pc[-2] == 0x0f && pc[-1] == 0x05;
+}
+
+// Handler of signal 32, on the target's M.
+void poked(int sig, siginfo_t* info, void* ucv) {
+  if (info->si_code != kMark) {
+    auto* f = reinterpret_cast<void (*)(int, siginfo_t*, void*)>(libc_action.handler);
+    if (f != nullptr) f(sig, info, ucv);
+    return;
+  }
+  Thread* t = this_thread();
+  if (t == nullptr || info->si_value.sival_ptr != t || !due(t)) return;
+  G* g = t->g;
+  if (g->engine.load(std::memory_order_relaxed) != 0 || g->no_preempt != 0) return;
+  auto s = static_cast<uint32_t>(g->state.load(std::memory_order_relaxed));
+  bool in_call = s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
+  if (in_call || g->wired) {
+    if (!t->cancel_async && !t->in_cancel_call) return;
+    if (t->in_cancel_call && call_went_through(static_cast<ucontext_t*>(ucv))) return;
+  } else if (!t->cancel_async) {
+    return;
+  }
+  int saved = errno;
+  if (in_call) exit_syscall(g);
+  errno = saved;
+  act(t);
+}
+
+void install() {
+  if (installed.load(std::memory_order_acquire)) return;
+  Hold hold(install_lock);
+  if (installed.load(std::memory_order_relaxed)) return;
+  KernelAction now, old;
+  sys_call(SYS_rt_sigaction, kSigCancel, 0, sys_arg(&old), 8);
+  if (old.handler != reinterpret_cast<void*>(&poked)) libc_action = old;
+  // No SA_ONSTACK: it unwinds the stack it interrupts. SA_RESTART: a poke that meets
+  // another G than it was meant for leaves no trace. SA_NODEFER: the mask stays what it is.
+  now.handler = reinterpret_cast<void*>(&poked);
+  now.flags = SA_SIGINFO | SA_RESTART | SA_NODEFER | 0x04000000 /*SA_RESTORER*/;
+  now.restorer = reinterpret_cast<void*>(signal_restorer());
+  now.mask = 0;
+  sys_call(SYS_rt_sigaction, kSigCancel, sys_arg(&now), 0, 8);
+  installed.store(true, std::memory_order_release);
+}
+
+void poke(Thread* t) {
+  M* m = t->g->m;
+  int tid = m == nullptr ? 0 : m->tid.load(std::memory_order_relaxed);
+  if (tid == 0) return;
+  siginfo_t info;
+  memset(&info, 0, sizeof info);
+  info.si_signo = kSigCancel;
+  info.si_code = kMark;
+  info.si_pid = sys_getpid();
+  info.si_value.sival_ptr = t;
+  sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(), tid, kSigCancel, sys_arg(&info));
+}
+
+// Whether g executes on an M just now: in user code, in the engine or in the kernel.
+bool runs(const G* g) {
+  auto s = static_cast<uint32_t>(g->state.load(std::memory_order_seq_cst));
+  return s == static_cast<uint32_t>(GState::kRunning) ||
+         s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
+}
+
+// Ends whatever an asynchronous target waits in. Its wait may begin or end while we look,
+// hence the loop; once the target has seen kAttCancel it is on its way.
+void reach_async(Thread* t) {
+  G* g = t->g;
+  for (int i = 0; i < kPokes && !t->exiting && due(t); i++) {
+    if (park_break(g)) return;
+    if (runs(g) && (i & 31) == 0) poke(t);
+    else if (!runs(g) && g_state(g) != GState::kWaiting) return;  // on its way to a P, or over
+    cpu_relax();
+  }
 }
 
 }  // namespace
 
 bool cancel_pending() {
   Thread* t = this_thread();
-  return t != nullptr && t->cancel_requested.load(std::memory_order_acquire) != 0 &&
-         !t->cancel_disabled && !t->exiting;
+  return t != nullptr && due(t);
 }
 
 void cancel_point() {
@@ -32,8 +155,7 @@ void cancel_point() {
     if (sched.booted.load(std::memory_order_relaxed)) real().pthread_testcancel();
     return;
   }
-  if (WEFT_UNLIKELY(t->cancel_requested.load(std::memory_order_acquire) != 0) && cancel_pending())
-    act(t);
+  if (WEFT_UNLIKELY(t->cancel_requested.load(std::memory_order_acquire) != 0) && due(t)) act(t);
 }
 
 void cancel_point_at_start() {
@@ -42,10 +164,22 @@ void cancel_point_at_start() {
     cancel_point();
 }
 
-void cancel_attention(G*) {
-  Thread* t = this_thread();
-  if (t != nullptr && t->cancel_async && cancel_pending()) act(t);
+void cancel_before_call(Thread* t) {
+  if (!due(t)) return;
+  G* g = t->g;
+  if (!g->wired) exit_syscall(g);
+  act(t);
 }
+
+void cancel_attention(G* g) {
+  Thread* t = this_thread();
+  if (t == nullptr || !due(t)) return;
+  auto s = static_cast<uint32_t>(g->state.load(std::memory_order_relaxed));
+  if (t->cancel_async && s == static_cast<uint32_t>(GState::kRunning)) act(t);
+  g->attention.fetch_or(kAttCancel, std::memory_order_relaxed);  // its next wait looks
+}
+
+void cancel_after_fork() { install_lock.reset(); }
 
 }  // namespace weft
 
@@ -53,19 +187,33 @@ using namespace weft;
 
 WEFT_EXPORT int pthread_cancel(pthread_t pt) {
   G* g = g_of(pt);
-  if (g == nullptr) return real().pthread_cancel(pt);
+  if (g == nullptr) {
+    int r = real().pthread_cancel(pt);  // its first call sets an action for signal 32
+    installed.store(false, std::memory_order_release);
+    if (sched.booted.load(std::memory_order_relaxed)) install();
+    return r;
+  }
   Thread* t = thread_of(g);
   if (!t->alive.load(std::memory_order_acquire))
     return t->join.load(std::memory_order_acquire) == kEnded ? 0 : ESRCH;
-  t->cancel_requested.store(1, std::memory_order_seq_cst);
-  if (g == t_g) {
-    if (t->cancel_async && cancel_pending()) act(t);
+  if (t == this_thread()) {
+    t->cancel_requested.store(1, std::memory_order_relaxed);
+    if (t->cancel_async && due(t)) act(t);
+    if (due(t)) g->attention.fetch_or(kAttCancel, std::memory_order_relaxed);
     return 0;
   }
+  install();
   G* self = this_g();
   if (self != nullptr) engine_enter(self);
-  g->attention.fetch_or(kAttCancel, std::memory_order_seq_cst);
-  if (!t->cancel_disabled) park_interrupt(g);
+  t->cancel_senders.fetch_add(1, std::memory_order_seq_cst);
+  t->cancel_requested.store(1, std::memory_order_seq_cst);
+  if (!t->cancel_disabled.load(std::memory_order_seq_cst)) {
+    bool async = t->cancel_async;
+    g->attention.fetch_or(async ? kAttCancel | kAttBreak : kAttCancel, std::memory_order_seq_cst);
+    if (async) reach_async(t);
+    else if (!park_interrupt(g) && runs(g)) poke(t);
+  }
+  t->cancel_senders.fetch_sub(1, std::memory_order_seq_cst);
   if (self != nullptr) engine_exit(self);
   return 0;
 }
@@ -74,9 +222,22 @@ WEFT_EXPORT int pthread_setcancelstate(int state, int* old) {
   if (state != PTHREAD_CANCEL_ENABLE && state != PTHREAD_CANCEL_DISABLE) return EINVAL;
   Thread* t = this_thread();
   if (t == nullptr) return real().pthread_setcancelstate(state, old);
-  if (old != nullptr) *old = t->cancel_disabled ? PTHREAD_CANCEL_DISABLE : PTHREAD_CANCEL_ENABLE;
-  t->cancel_disabled = state == PTHREAD_CANCEL_DISABLE;
-  if (t->cancel_async && cancel_pending()) act(t);
+  bool was = t->cancel_disabled.load(std::memory_order_relaxed);
+  bool disable = state == PTHREAD_CANCEL_DISABLE;
+  if (old != nullptr) *old = was ? PTHREAD_CANCEL_DISABLE : PTHREAD_CANCEL_ENABLE;
+  if (was == disable) return 0;
+  t->cancel_disabled.store(disable, std::memory_order_seq_cst);
+  if (disable) {
+    for (int i = 0; t->cancel_senders.load(std::memory_order_seq_cst) != 0; i++) {
+      cpu_relax();
+      if (i > 100) sys_sched_yield();
+    }
+    if (WEFT_UNLIKELY(t->cancel_requested.load(std::memory_order_relaxed) != 0))
+      t->g->attention.fetch_and(~uint32_t{kAttCancel | kAttBreak}, std::memory_order_relaxed);
+  } else if (WEFT_UNLIKELY(due(t))) {
+    if (t->cancel_async) act(t);
+    t->g->attention.fetch_or(kAttCancel, std::memory_order_relaxed);
+  }
   return 0;
 }
 
@@ -86,7 +247,9 @@ WEFT_EXPORT int pthread_setcanceltype(int type, int* old) {
   if (t == nullptr) return real().pthread_setcanceltype(type, old);
   if (old != nullptr) *old = t->cancel_async ? PTHREAD_CANCEL_ASYNCHRONOUS : PTHREAD_CANCEL_DEFERRED;
   t->cancel_async = type == PTHREAD_CANCEL_ASYNCHRONOUS;
-  if (t->cancel_async && cancel_pending()) act(t);
+  // Either we see the request here or its sender saw us asynchronous.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (t->cancel_async && due(t)) act(t);
   return 0;
 }
 

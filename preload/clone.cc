@@ -11,6 +11,7 @@
 
 #include "preload/api.h"
 #include "preload/fork.h"
+#include "preload/io_fd.h"
 #include "preload/vfork.h"
 #include "preload/wire.h"
 
@@ -49,6 +50,7 @@ int clone_vforking(int (*fn)(void*), void* stack, int flags, void* arg, pid_t* p
   Start s{fn, arg, true};
   G* g = t_g;
   uint32_t depth = t_vfork_depth;
+  if (depth == 0) io_descriptors_shared();
   bool bracket = depth == 0 && this_g() != nullptr && g_state(g) == GState::kRunning;
   if (bracket) enter_syscall(g);
   int pid = real().clone(child_main, stack, flags, &s, ptid, tls, ctid);

@@ -1,14 +1,19 @@
 // dl.cc - dlopen and dlclose: libc cannot initialise TLS in Gs, which are on no list of its.
 //
 // Dynamic TLS needs nothing (made on demand). Initial-exec TLS of a library loaded now lies
-// in every thread's static block and must be set from its image in each G that exists.
+// in every thread's static block and must be set from its image in each G that exists; that
+// is done as soon as the real dlopen has returned, before the program has the handle.
 //
-// dlopen looks at its return address to find the caller's RUNPATH and namespace, so we must
-// not stand between the two: the stubs below note the call and jump on. What changed is
-// looked at afterwards, before the next thread starts or ends and at the caller's next
-// visit to the engine (kAttModules). Known limit: the library's own constructors, and other
-// Gs until then, see zeros where an initial-exec variable has a nonzero first value.
+// dlopen looks at its return address to find the caller's RUNPATH, RPATH and $ORIGIN. Where
+// these matter (caller_matters) we must not stand between the two: the stub jumps on to
+// libc's, and the TLS is set at the caller's next visit to the engine (kAttModules) or when
+// the next thread starts, whichever is first.
+//
+// Known limit: the library's own constructors, and in the second case everybody until the
+// refresh, see zeros where an initial-exec variable has a nonzero first value.
 #include <dlfcn.h>
+#include <link.h>
+#include <string.h>
 
 #include "preload/api.h"
 #include "preload/tcb.h"
@@ -17,9 +22,58 @@ using namespace weft;
 
 namespace {
 
+struct Caller {
+  uintptr_t pc;
+  bool runpath, rpath;
+};
+
+int look_at(dl_phdr_info* info, size_t, void* arg) {
+  auto* c = static_cast<Caller*>(arg);
+  const ElfW(Dyn)* dynamic = nullptr;
+  bool holds = false;
+  for (int i = 0; i < info->dlpi_phnum; i++) {
+    const auto& ph = info->dlpi_phdr[i];
+    uintptr_t at = info->dlpi_addr + ph.p_vaddr;
+    if (ph.p_type == PT_DYNAMIC) dynamic = reinterpret_cast<const ElfW(Dyn)*>(at);
+    if (ph.p_type == PT_LOAD && c->pc >= at && c->pc < at + ph.p_memsz) holds = true;
+  }
+  if (!holds) return 0;
+  for (; dynamic != nullptr && dynamic->d_tag != DT_NULL; dynamic++) {
+    c->runpath |= dynamic->d_tag == DT_RUNPATH;
+    c->rpath |= dynamic->d_tag == DT_RPATH;
+  }
+  return 1;
+}
+
+// Whether libc would answer differently if the call came from us. An RPATH counts for the
+// dependencies of what is opened, too; a RUNPATH for names without a slash.
+bool caller_matters(const char* name, uintptr_t pc) {
+  if (name == nullptr) return false;
+  if (strchr(name, '$') != nullptr) return true;
+  Caller c{pc, false, false};
+  dl_iterate_phdr(look_at, &c);
+  return c.rpath || (c.runpath && strchr(name, '/') == nullptr);
+}
+
+// After a call that was seen to end, the modules are read once more and that is all.
+void* opened(void* handle) {
+  tcb_modules_stale();
+  tcb_modules_refresh();
+  tcb_modules_known();
+  return handle;
+}
+
+void* open_and_refresh(const char* name, int mode) { return opened(real().dlopen(name, mode)); }
+void* mopen_and_refresh(Lmid_t ns, const char* name, int mode) {
+  return opened(real().dlmopen(ns, name, mode));
+}
+
+// Where the stub is to jump to.
 template <class F>
-void* note(F& real_fn) {
-  if (sched.booted.load(std::memory_order_relaxed)) tcb_modules_stale();
+void* way(F& real_fn, void* wrapped, const char* name, uintptr_t pc) {
+  if (!sched.booted.load(std::memory_order_relaxed)) return reinterpret_cast<void*>(real_fn.get());
+  tcb_modules_stale();  // its constructors may create threads
+  if (!caller_matters(name, pc)) return wrapped;
   if (G* g = this_g()) g->attention.fetch_or(kAttModules, std::memory_order_relaxed);
   return reinterpret_cast<void*>(real_fn.get());
 }
@@ -27,26 +81,33 @@ void* note(F& real_fn) {
 }  // namespace
 
 extern "C" {
-__attribute__((used, visibility("hidden"))) void* weft_note_dlopen() { return note(real().dlopen); }
-__attribute__((used, visibility("hidden"))) void* weft_note_dlmopen() { return note(real().dlmopen); }
-__attribute__((used, visibility("hidden"))) void* weft_note_dlclose() { return note(real().dlclose); }
+__attribute__((used, visibility("hidden"))) void* weft_way_dlopen(const char* name, int, void*,
+                                                                  uintptr_t pc) {
+  return way(real().dlopen, reinterpret_cast<void*>(&open_and_refresh), name, pc);
+}
+__attribute__((used, visibility("hidden"))) void* weft_way_dlmopen(Lmid_t, const char* name, int,
+                                                                   uintptr_t pc) {
+  return way(real().dlmopen, reinterpret_cast<void*>(&mopen_and_refresh), name, pc);
+}
 }
 
-// Arguments (at most three) are kept over the note; then the real function sees our caller.
-#define WEFT_PASS_ON(name)                    \
+// Asks which way, with the caller's arguments (at most three) and return address, then takes
+// it with the stack and arguments as they came.
+#define WEFT_STUB(name)                       \
   __asm__(".text\n"                           \
           ".globl " #name "\n"                \
           ".type " #name ", @function\n"      \
           ".p2align 4\n" #name ":\n"          \
           ".cfi_startproc\n"                  \
           "endbr64\n"                         \
+          "mov (%rsp), %rcx\n"                \
           "push %rdi\n"                       \
           ".cfi_adjust_cfa_offset 8\n"        \
           "push %rsi\n"                       \
           ".cfi_adjust_cfa_offset 8\n"        \
           "push %rdx\n"                       \
           ".cfi_adjust_cfa_offset 8\n"        \
-          "call weft_note_" #name "\n"        \
+          "call weft_way_" #name "\n"         \
           "pop %rdx\n"                        \
           ".cfi_adjust_cfa_offset -8\n"       \
           "pop %rsi\n"                        \
@@ -57,6 +118,11 @@ __attribute__((used, visibility("hidden"))) void* weft_note_dlclose() { return n
           ".cfi_endproc\n"                    \
           ".size " #name ", . - " #name "\n")
 
-WEFT_PASS_ON(dlopen);
-WEFT_PASS_ON(dlmopen);
-WEFT_PASS_ON(dlclose);
+WEFT_STUB(dlopen);
+WEFT_STUB(dlmopen);
+
+WEFT_EXPORT int dlclose(void* handle) {
+  int r = real().dlclose(handle);
+  if (sched.booted.load(std::memory_order_relaxed)) opened(nullptr);
+  return r;
+}

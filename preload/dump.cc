@@ -106,7 +106,7 @@ char* append(char* at, int v) {
 }
 
 // The last two numbers of /proc/PID/task/TID/syscall, if that thread sleeps.
-bool regs_asleep(int tid, Regs* r) {
+bool regs_asleep(int tid, Regs* r, long* call) {
   char path[64], buf[256];
   char* at = append(append(path, "/proc/"), report_copy_parent);
   *append(append(append(at, "/task/"), tid), "/syscall") = 0;
@@ -122,6 +122,7 @@ bool regs_asleep(int tid, Regs* r) {
   char* sp = strrchr(buf, ' ');
   if (sp == nullptr) return false;
   r->ip = strtoul(pc + 1, nullptr, 16);
+  *call = strtol(buf, nullptr, 10);
   r->sp = strtoul(sp + 1, nullptr, 16);
   return r->ip != 0;
 }
@@ -159,7 +160,7 @@ void refresh_stack(const Regs& r) {
 
 enum class Source { kNone, kSwitched, kSelf, kAsleep, kStopped };
 
-Source find_regs(G* g, Regs* r) {
+Source find_regs(G* g, Regs* r, long* call) {
   if (g == nullptr || g == t_g) return Source::kSelf;
   if (g->on_cpu.load(std::memory_order_acquire) == 0) {
     auto* f = static_cast<const uint64_t*>(g->sp);
@@ -169,7 +170,7 @@ Source find_regs(G* g, Regs* r) {
   M* m = g->m;
   int tid = m == nullptr ? 0 : m->tid.load(std::memory_order_relaxed);
   if (tid == 0) return Source::kNone;
-  if (regs_asleep(tid, r)) {
+  if (regs_asleep(tid, r, call)) {
     refresh_stack(*r);
     return Source::kAsleep;
   }
@@ -275,7 +276,9 @@ void host_print_stack(G* g) {
   void* both[2] = {g, &out};
   if (g != nullptr && !guarded(print_thread, both)) out << "    (unreadable)\n";
   Walk w{{}, Source::kNone, &out};
-  w.source = find_regs(g, &w.regs);
+  long call = -1;
+  w.source = find_regs(g, &w.regs, &call);
+  if (call >= 0) out << "    asleep in system call " << int64_t{call} << "\n";
   if (w.source == Source::kNone) {
     out << "    (running; its registers cannot be read)\n";
   } else if (!guarded(walk, &w)) {

@@ -23,6 +23,7 @@
 #include <linux/rseq.h>
 
 #include "preload/api.h"
+#include "preload/io_fd.h"
 #include "preload/kcall.h"
 #include "preload/tcb.h"
 #include "preload/thread.h"
@@ -74,6 +75,7 @@ void run_hook(void (*hook)()) {
 
 void fork_begin() {
   if (!sched.booted.load(std::memory_order_acquire)) return;
+  io_descriptors_shared();
   sys_sigprocmask(SIG_BLOCK, &kAllSignals, &t_window.mask);
   t_window.open = true;
   G* g = this_g();

@@ -7,7 +7,9 @@
 // waits for through syscall(), would be lost; no such program is known.)
 //
 // Operations without the private flag may mean another process; the kernel serves both
-// cases, inside the syscall protocol. PI operations need kernel tids: wired.
+// cases, inside the syscall protocol. The words of private PI locks hold what gettid answers,
+// so the kernel cannot look after them: we do, handing over in FIFO order (Gs have no
+// priorities to inherit). Other PI operations go to the kernel, wired.
 //
 // Checked as the kernel does: alignment, bitset 0, timespec, counts. An address that cannot
 // be one gives EFAULT; a wait on any other unmapped address faults instead.
@@ -150,6 +152,56 @@ long wake_op(const Call& c) {
   return woken;
 }
 
+// ---------------------------------------------------------------- private PI locks
+
+uint32_t my_tid() {
+  G* g = t_g;
+  return g != nullptr && !g->is_g0 ? g->vtid : static_cast<uint32_t>(sys_gettid());
+}
+
+bool still_waiting(void* word) {
+  uint32_t v = static_cast<Word*>(word)->load(std::memory_order_seq_cst);
+  return (v & FUTEX_WAITERS) != 0 && (v & FUTEX_TID_MASK) != 0;
+}
+
+long lock_pi(const Call& c, bool wait_for_it) {
+  uint32_t me = my_tid();
+  uint64_t deadline = kNever;
+  if (wait_for_it && c.ts != nullptr) {
+    if (c.ts->tv_sec < 0 || !timespec_ok(c.ts)) return -EINVAL;
+    deadline = deadline_from(c.cmd == FUTEX_LOCK_PI ? CLOCK_REALTIME : CLOCK_MONOTONIC, c.ts);
+  }
+  for (;;) {
+    uint32_t v = c.word->load(std::memory_order_acquire);
+    if ((v & FUTEX_TID_MASK) == me) return -EDEADLK;
+    if ((v & FUTEX_TID_MASK) == 0) {
+      if (c.word->compare_exchange_strong(v, v | me, std::memory_order_acq_rel)) return 0;
+      continue;
+    }
+    if (!wait_for_it) return -EAGAIN;
+    if ((v & FUTEX_WAITERS) == 0 &&
+        !c.word->compare_exchange_strong(v, v | FUTEX_WAITERS, std::memory_order_acq_rel))
+      continue;
+    Waiter w;
+    w.arg = reinterpret_cast<void*>(uintptr_t{me});
+    if (!gfutex_enqueue(&w, c.word, Wait::kFutex, true, still_waiting, c.word)) continue;
+    long r = gfutex_sleep(&w, deadline);
+    if (r != -EINTR) return r;  // 0: the word holds our tid
+  }
+}
+
+bool give_to(Waiter* w, bool more, void* arg) {
+  uint32_t v = w == nullptr ? 0 : static_cast<uint32_t>(reinterpret_cast<uintptr_t>(w->arg));
+  static_cast<Word*>(arg)->store(v | (more ? FUTEX_WAITERS : 0), std::memory_order_release);
+  return true;
+}
+
+long unlock_pi(const Call& c) {
+  if ((c.word->load(std::memory_order_relaxed) & FUTEX_TID_MASK) != my_tid()) return -EPERM;
+  gfutex_wake_one(c.word, give_to, c.word);
+  return 0;
+}
+
 // Not ours to decide: shared words, PI, unknown operations.
 long in_kernel(const Call& c) {
   switch (c.cmd) {
@@ -192,6 +244,12 @@ long weft_futex_syscall(const long a[6]) {
     case FUTEX_WAKE_OP:
       if ((a[0] & 3) != 0) return -EINVAL;
       return wake_op(c);
+    case FUTEX_LOCK_PI:
+    case FUTEX_LOCK_PI2:
+    case FUTEX_TRYLOCK_PI:
+    case FUTEX_UNLOCK_PI:
+      if (long err = bad_address(c.word)) return err;
+      return c.cmd == FUTEX_UNLOCK_PI ? unlock_pi(c) : lock_pi(c, c.cmd != FUTEX_TRYLOCK_PI);
     default:
       return in_kernel(c);
   }

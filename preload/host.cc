@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "preload/api.h"
+#include "preload/sigframe.h"
 
 namespace weft {
 namespace {
@@ -20,6 +21,7 @@ void* start_main(void* p) {
   void* arg = s->arg;
   s->taken.store(1, std::memory_order_release);
   sys_futex_wake(&s->taken, 1);
+  signal_stack_for_thread();
   fn(arg);
   return nullptr;
 }

@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
+#include "preload/cancel.h"
 #include "preload/io_rw.h"
 
 namespace weft {
@@ -39,7 +40,7 @@ long g_accept(int fd, sockaddr* addr, socklen_t* len, int flags) {
       pd, kPollIn, Wait::kAccept,
       [&](int at) -> long {
         if (io_poll_now(at, kPollIn) != 0) return -EAGAIN;
-        return in_syscall([&] { return call(at); });
+        return in_cancel_syscall([&] { return call(at); });
       },
       call);
 }

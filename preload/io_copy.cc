@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/sendfile.h>
 
+#include "preload/cancel.h"
 #include "preload/io_wait.h"
 
 namespace weft {
@@ -41,7 +42,7 @@ long g_sendfile(int out, int in, off_t* at, size_t n) {
     if (ready < 0) return done != 0 ? static_cast<long>(done) : ready;
     size_t left = n - done;
     size_t piece = ready == 0 && left > kPiece ? kPiece : left;
-    long r = in_syscall(
+    long r = in_cancel_syscall(
         [&] { return sys_call(SYS_sendfile, out, in, sys_arg(at), sys_arg(piece)); });
     if (r == -EINTR && done == 0) cancel_point();
     if (r <= 0) return done != 0 ? static_cast<long>(done) : r;

@@ -73,6 +73,18 @@ void io_mark_odd(int fd);
 // Forgets the kind and asks the kernel again. False: it is kIoFile now.
 bool io_probe(PollDesc* pd);
 
+// The receive side was found empty by a call that sampled `seq` before: until the next edge
+// it stays so (if edges are being counted), and a wait needs no try.
+inline void io_note_empty(PollDesc* pd, uint32_t seq) {
+  if ((pd->armed & 1u << kPollIn) != 0)
+    pd->drained.store(uint64_t{1} << 32 | seq, std::memory_order_relaxed);
+}
+// `seq` is the present one. False after hang-up or urgent data: those end reads early.
+inline bool io_known_empty(const PollDesc* pd, uint32_t seq) {
+  return pd->drained.load(std::memory_order_relaxed) == (uint64_t{1} << 32 | seq) &&
+         pd->sticky.load(std::memory_order_acquire) == 0 && (io_notes(pd) & kNoteOdd) == 0;
+}
+
 // O_NONBLOCK and the direction's timeout, before a wait. `timeo_ns` 0: none. 0 or -errno.
 struct IoAttr {
   bool nonblock;

@@ -8,6 +8,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "preload/cancel.h"
 #include "preload/io_wait.h"
 
 namespace weft {
@@ -17,7 +18,7 @@ namespace {
 template <class F>
 auto libc_kernel(F f) {
   cancel_point();
-  auto r = in_syscall(f);
+  auto r = in_cancel_syscall(f);
   if (r == -1 && errno == EINTR) cancel_point();
   return r;
 }

@@ -5,6 +5,7 @@
 #include <sys/msg.h>
 #include <sys/sem.h>
 
+#include "preload/cancel.h"
 #include "preload/io_wait.h"
 
 namespace weft {
@@ -13,7 +14,7 @@ namespace {
 template <class F>
 auto ipc(F f) {
   cancel_point();
-  auto r = in_syscall(f);
+  auto r = in_cancel_syscall(f);
   if (r == -1 && errno == EINTR) cancel_point();
   return r;
 }

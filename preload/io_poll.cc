@@ -92,7 +92,15 @@ long poll_in_kernel(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigse
     struct timespec* t = rem.set(deadline);
     return sys_call(SYS_ppoll, sys_arg(fds), sys_arg(n), sys_arg(t), sys_arg(mask), 8);
   };
-  return mask != nullptr ? io_masked_wait(mask, call) : in_syscall_block(call);
+  return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
+}
+
+// One descriptor, asked only whether it can be read, and known to be empty: a server's
+// recv(MSG_DONTWAIT) and poll. The look with timeout 0 is spared.
+bool surely_not_ready(const struct pollfd* fds, nfds_t n, const WatchSet& s) {
+  constexpr short kReadable = POLLIN | POLLRDNORM | POLLPRI;
+  return n == 1 && s.n == 1 && (fds[0].events & ~kReadable) == 0 &&
+         (fds[0].events & POLLIN) != 0 && io_known_empty(s.w[0].pd, s.w[0].seq);
 }
 
 // Parked, round by round. -EPERM and the like: not possible this way.
@@ -105,7 +113,7 @@ long poll_parked(struct pollfd* fds, nfds_t n, uint64_t deadline) {
       r = -EPERM;
       break;
     }
-    r = poll_now(fds, n);
+    r = surely_not_ready(fds, n, s) ? 0 : poll_now(fds, n);
     if (r != 0) break;
     SignalMark mark = signal_mark();
     int w = poll_watch_wait(s.w, s.n, deadline, Wait::kPoll);
@@ -251,7 +259,7 @@ long select_in_kernel(Sets& s, uint64_t deadline, const sigset_t* mask) {
     return sys_call(SYS_pselect6, s.n, sys_arg(s.user[0]), sys_arg(s.user[1]), sys_arg(s.user[2]),
                     sys_arg(t), sys_arg(&m));
   };
-  return mask != nullptr ? io_masked_wait(mask, call) : in_syscall_block(call);
+  return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
 }
 
 long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, const sigset_t* mask) {

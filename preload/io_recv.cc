@@ -60,9 +60,15 @@ long g_recvfrom(int fd, void* buf, size_t n, int flags, sockaddr* from, socklen_
   auto whole = [&](int at) {
     return sys_call(SYS_recvfrom, at, sys_arg(buf), sys_arg(n), flags, sys_arg(from), sys_arg(len));
   };
-  if ((flags & kNeverWaits) != 0) return whole(fd);
+  if ((flags & (kNeverWaits & ~MSG_DONTWAIT)) != 0) return whole(fd);
   PollDesc* pd = io_desc(fd);
   if (pd == nullptr || !io_is_socket(io_kind(pd))) return io_kernel([&] { return whole(fd); });
+  if ((flags & MSG_DONTWAIT) != 0) {  // mostly followed by poll, which then need not look
+    uint32_t seq = pd->seq[kPollIn].load(std::memory_order_acquire);
+    long r = whole(fd);
+    if (r == -EAGAIN) io_note_empty(pd, seq);
+    return r;
+  }
   if ((flags & MSG_WAITALL) != 0 && is_stream(pd)) {
     if ((flags & MSG_PEEK) != 0) return io_kernel_block([&] { return whole(fd); });
     if (n != 0) return recv_all(pd, static_cast<char*>(buf), n, flags, from, len);

@@ -49,12 +49,9 @@ long try_write(PollDesc* pd, int fd, const void* buf, size_t n, bool first) {
 
 }  // namespace
 
-// Empty as of the sample, if edges are being counted since before it (armed).
 void note_short_read(PollDesc* pd, const IoCall& c) {
   uint32_t k = io_kind(pd);
-  if (k != kIoTcp && k != kIoPipe) return;
-  if (c.turn.orphan || (pd->armed & 1u << kPollIn) == 0 || (io_notes(pd) & kNoteOdd) != 0) return;
-  pd->drained.store(uint64_t{1} << 32 | c.turn.seq, std::memory_order_relaxed);
+  if ((k == kIoTcp || k == kIoPipe) && !c.turn.orphan) io_note_empty(pd, c.turn.seq);
 }
 
 size_t iov_bytes(const struct iovec* iov, int count) {

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "preload/cancel.h"
 #include "preload/io_wait.h"
 
 namespace weft {
@@ -25,12 +26,10 @@ size_t iov_bytes(const struct iovec* iov, int count);
 long try_readv(PollDesc* pd, int fd, const struct iovec* iov, int count, int flags);
 long try_writev(PollDesc* pd, int fd, const struct iovec* iov, int count, int flags, bool first);
 
-// A read that gave less than asked for has emptied a TCP stream or a pipe. If no edge came
-// since, the next one would find nothing: it parks without a try. Not after hang-up or
-// urgent data, which end reads early, and not where attributes are uncertain.
+// A read that gave less than asked for has emptied a TCP stream or a pipe: the next one
+// parks without a try if no edge came since.
 inline bool believe_drained(const PollDesc* pd, const IoCall& c) {
-  return pd->drained.load(std::memory_order_relaxed) == (uint64_t{1} << 32 | c.turn.seq) &&
-         pd->sticky.load(std::memory_order_acquire) == 0 && io_surely_blocking(pd, kPollIn);
+  return io_known_empty(pd, c.turn.seq) && io_surely_blocking(pd, kPollIn);
 }
 void note_short_read(PollDesc* pd, const IoCall& c);
 
@@ -49,7 +48,7 @@ inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
     if (w == 0) continue;
     if (w != kCannotWait) return io_end(c, w);
     int fd = io_fd(c);
-    r = in_syscall_block([&] { return in_kernel(fd); });
+    r = in_cancel_syscall_block([&] { return in_kernel(fd); });
     io_end(c, 0);
     if (r == -EINTR) cancel_point();
     return r;
@@ -77,7 +76,7 @@ inline long io_write_all(PollDesc* pd, size_t total, Put put, Block in_kernel) {
       if (r == 0) continue;
       if (r == kCannotWait) {
         int fd = io_fd(c);
-        r = in_syscall_block([&] { return in_kernel(fd, done); });
+        r = in_cancel_syscall_block([&] { return in_kernel(fd, done); });
         if (r > 0) r += static_cast<long>(done);
       }
     }

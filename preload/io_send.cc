@@ -5,6 +5,7 @@
 // room in its peer's queue, which poll knows only for connected ones: it blocks in the kernel.
 #include <string.h>
 
+#include "preload/cancel.h"
 #include "preload/io_rw.h"
 
 namespace weft {
@@ -100,7 +101,7 @@ long g_sendmsg(int fd, const struct msghdr* m, int flags) {
       if (r == 0) continue;
       if (r == kCannotWait && done == 0) {
         int at = io_fd(c);
-        r = in_syscall_block([&] { return first(at, flags); });
+        r = in_cancel_syscall_block([&] { return first(at, flags); });
       }
     }
     return io_end(c, done != 0 ? static_cast<long>(done) : r);

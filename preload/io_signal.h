@@ -36,31 +36,21 @@ inline bool io_wait_after_interrupt(const SignalMark& m) {
 
 // The wait of ppoll, pselect and epoll_pwait: `call` is the kernel's own, with `mask` among
 // its arguments, so that it lets signals in and sleeps in one step. Repeated while it is
-// interrupted by nothing. As sigsuspend (sigwait.cc).
+// interrupted by nothing (signals.h, masked_begin).
 template <class F>
 inline long io_masked_wait(const sigset_t* mask, F call) {
   G* g = t_g;
-  uint64_t open_bits, all = ~uint64_t{0} & ~(uint64_t{3} << 31);  // 32 and 33 are libc's
+  uint64_t open_bits;
   memcpy(&open_bits, mask, sizeof open_bits);
-  open_bits &= ~(sig_bit(SIGKILL) | sig_bit(SIGSTOP) | uint64_t{3} << 31);
-  uint64_t old = g->sigmask;
   SignalMark mark = signal_mark();
-  g->no_preempt++;
-  sys_sigprocmask(SIG_SETMASK, &all, nullptr);
-  g->sigmask = open_bits;
-  masks_note(old & ~open_bits, ~open_bits);
+  uint64_t old = masked_begin(g, open_bits);
   long r;
-  for (;;) {
-    if (uint64_t due = pending_of(g) & ~open_bits) poke(g, __builtin_ctzll(due) + 1);
-    enter_syscall(g);
+  do {
+    masked_enter(g);
     r = call();
     exit_syscall(g);
-    if (r != -EINTR || handler_ran(mark) || cancel_pending()) break;
-  }
-  g->sigmask = all;
-  g->m->kmask = all;
-  g->no_preempt--;
-  mask_swap(g, old);
+  } while (r == -EINTR && !handler_ran(mark) && !cancel_pending());
+  masked_end(g, old);
   return r;
 }
 

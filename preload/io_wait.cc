@@ -3,6 +3,7 @@
 
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -29,6 +30,15 @@ bool tty_wants_caller(int fd) {
   return group != sys_call(SYS_getpgid, 0);
 }
 
+// A unix stream whose peer went away with data unread tells a writer it has blocked
+// ECONNRESET, without a signal; one that comes later gets EPIPE and SIGPIPE.
+int error_of_broken(int fd) {
+  int err = 0;
+  socklen_t n = sizeof err;
+  sys_call(SYS_getsockopt, fd, SOL_SOCKET, SO_ERROR, sys_arg(&err), sys_arg(&n));
+  return -err;
+}
+
 }  // namespace
 
 long io_poll_now(int fd, PollDir dir) {
@@ -43,7 +53,10 @@ int io_block(IoCall& c) {
     IoAttr a;
     int err = io_attr(pd, static_cast<PollDir>(c.turn.dir), &a);
     if (err < 0) return err;
-    if (a.nonblock) return -EAGAIN;
+    if (a.nonblock) {
+      if (c.turn.dir == kPollIn) io_note_empty(pd, c.turn.seq);
+      return -EAGAIN;
+    }
     if (a.timeo_ns != 0) {
       c.timed = true;
       c.deadline_ns = host_now_ns() + a.timeo_ns;
@@ -53,7 +66,11 @@ int io_block(IoCall& c) {
   }
   SignalMark mark = signal_mark();
   int w = poll_turn_wait(c.turn, c.deadline_ns, c.why);
-  if (WEFT_LIKELY(w == 0)) return 0;
+  if (WEFT_LIKELY(w == 0))
+    return c.turn.dir == kPollOut && (io_notes(pd) & kNoteUnix) != 0 &&
+                   pd->sticky.load(std::memory_order_acquire) != 0
+               ? error_of_broken(pd->fd)
+               : 0;
   if (w == -ETIMEDOUT) return -EAGAIN;
   if (w == -EBADF) return w;
   if (w != -EINTR) return kCannotWait;

@@ -12,6 +12,7 @@
 // (which has ended the turn by then).
 #pragma once
 
+#include "preload/cancel.h"
 #include "preload/io_fd.h"
 
 namespace weft {
@@ -57,7 +58,7 @@ inline long io_run(PollDesc* pd, PollDir dir, Wait why, Try try_once, Block in_k
     if (w == 0) continue;
     int fd = io_fd(c);
     if (w == kCannotWait) {
-      r = in_syscall_block([&] { return in_kernel(fd); });
+      r = in_cancel_syscall_block([&] { return in_kernel(fd); });
       io_end(c, 0);
       if (r == -EINTR) cancel_point();
       return r;
@@ -70,14 +71,14 @@ inline long io_run(PollDesc* pd, PollDir dir, Wait why, Try try_once, Block in_k
 template <class F>
 inline long io_kernel(F f) {
   cancel_point();
-  long r = in_syscall(f);
+  long r = in_cancel_syscall(f);
   if (r == -EINTR) cancel_point();
   return r;
 }
 template <class F>
 inline long io_kernel_block(F f) {
   cancel_point();
-  long r = in_syscall_block(f);
+  long r = in_cancel_syscall_block(f);
   if (r == -EINTR) cancel_point();
   return r;
 }

@@ -20,7 +20,8 @@
 // Unlock with waiters is barging: the word becomes 0 and one waiter is readied, which runs
 // when this G parks or another P steals it. Until then the unlocker may lock again at full
 // speed. Two exceptions hand the lock over without freeing it: the head of the queue has
-// waited more than kStarvingTsc (Go's rule), or the unlocker is about to sleep in a cond
+// waited more than kStarvingTsc (Go's rule; at most once in kHandEveryTsc, or a long queue
+// would run at the speed of hand-overs for good), or the unlocker is about to sleep in a cond
 // wait, so that its heir is the next to run here.
 #pragma once
 
@@ -36,10 +37,11 @@ struct Mutex {  // glibc's struct __pthread_mutex_s
   std::atomic<uint32_t> owner;   // self_id() of the holder, 0 between
   uint32_t nusers;               // glibc's: destroy answers EBUSY by it
   int kind;
-  uint16_t handoffs;             // lock passed on in cond waits; holder only
+  std::atomic<uint8_t> wasted;   // spins in vain of late, saturating; a hint
+  uint8_t handoffs;              // times the chain went before the queue; holder only
   uint16_t generation;           // fork generation of `chain`; holder only
   Waiter* chain;                 // head; head->prev is the last. Holder only
-  void* unused;
+  uint64_t handed_tsc;           // when it was last handed to a starving waiter; bucket lock
 };
 static_assert(sizeof(Mutex) == sizeof(pthread_mutex_t));
 static_assert(offsetof(Mutex, kind) == offsetof(struct __pthread_mutex_s, __kind) &&

@@ -110,7 +110,7 @@ WEFT_EXPORT int sem_wait(sem_t* ps) {
   Sem* s = sem_of(ps);
   if (WEFT_UNLIKELY(s->shared != 0)) {
     cancel_point();
-    return in_syscall([&] { return real().sem_wait(ps); });
+    return in_cancel_syscall([&] { return real().sem_wait(ps); });
   }
   cancel_point();
   if (take(s)) return 0;
@@ -121,7 +121,7 @@ WEFT_EXPORT int sem_timedwait(sem_t* ps, const struct timespec* abs) {
   if (!timespec_ok(abs)) return answer(EINVAL);
   if (WEFT_UNLIKELY(sem_of(ps)->shared != 0)) {
     cancel_point();
-    return in_syscall([&] { return real().sem_timedwait(ps, abs); });
+    return in_cancel_syscall([&] { return real().sem_timedwait(ps, abs); });
   }
   return wait_until(ps, CLOCK_REALTIME, abs);
 }
@@ -131,7 +131,7 @@ WEFT_EXPORT int sem_clockwait(sem_t* ps, clockid_t clock, const struct timespec*
   if (!timespec_ok(abs)) return answer(EINVAL);
   if (WEFT_UNLIKELY(sem_of(ps)->shared != 0)) {
     cancel_point();
-    return in_syscall([&] { return real().sem_clockwait(ps, clock, abs); });
+    return in_cancel_syscall([&] { return real().sem_clockwait(ps, clock, abs); });
   }
   return wait_until(ps, clock, abs);
 }

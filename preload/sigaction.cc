@@ -2,9 +2,10 @@
 //
 // Before boot the kernel has them as the program set them. From boot on, every signal with
 // a handler has signals_wrapper in the kernel, with the program's mask and flags (so that
-// masks, SA_ONSTACK, SA_RESTART, SA_NODEFER and SA_NOCLD* are the kernel's work), and the
-// handler stands here. SA_RESETHAND is done by the wrapper: a deferred signal must not
-// spend it. Default and ignored ones are the kernel's alone.
+// SA_RESTART and SA_NOCLD* are the kernel's work), and the handler stands here. Where the
+// kernel uses the M's own stack (SA_ONSTACK) all signals are blocked until the wrapper has
+// left it. SA_RESETHAND is done by the wrapper: a deferred signal must not spend it.
+// Default and ignored ones are the kernel's alone. SIGURG and signal 32 are ours (signals.h).
 //
 // The table survives fork (so do the kernel's actions); a vfork child must not touch it.
 // Lock: actions_lock, in the engine; readers take a consistent copy by the sequence word.
@@ -67,12 +68,17 @@ void learn_restorer() {
   kernel_action(SIGURG, &was, nullptr);
 }
 
+void (*as_handler(void (*f)(int, siginfo_t*, void*)))(int) {
+  return reinterpret_cast<void (*)(int)>(reinterpret_cast<void*>(f));
+}
+
 void install_wrapper(int sig, const Action& a) {
   KernelAction k;
-  k.handler = reinterpret_cast<void (*)(int)>(reinterpret_cast<void*>(&signals_wrapper));
+  k.handler = as_handler(signals_wrapper);
   k.flags = (a.flags & ~static_cast<uint64_t>(SA_RESETHAND)) | SA_SIGINFO | kSaRestorer;
+  if (sig == SIGURG) k.flags |= SA_ONSTACK | SA_RESTART;
   k.restorer = restorer.load(std::memory_order_relaxed);
-  k.mask = a.mask;
+  k.mask = (k.flags & SA_ONSTACK) != 0 ? ~uint64_t{0} : a.mask & ~sig_bit(SIGURG);
   kernel_action(sig, &k, nullptr);
   slots[sig].ours.store(true, std::memory_order_relaxed);
 }
@@ -92,6 +98,17 @@ void to_user(const Action& a, struct sigaction* out) {
   out->sa_flags = static_cast<int>(a.flags & ~kSaRestorer);
 }
 
+// libc's handler of signal 32, which cancels its own threads.
+KernelAction libc_cancel;
+
+void on_poke_signal(int sig, siginfo_t* info, void* uc) {
+  if (is_poke(info)) signals_poked(sig, info, static_cast<ucontext_t*>(uc));
+  else if (info->si_code == SI_TIMER) timer_arrived(info);
+  else if (is_handler(libc_cancel.handler))
+    reinterpret_cast<void (*)(int, siginfo_t*, void*)>(
+        reinterpret_cast<void*>(libc_cancel.handler))(sig, info, uc);
+}
+
 // The kernel keeps SIGURG's wrapper for preemption, whatever the program says: default and
 // ignore mean the same for SIGURG.
 int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
@@ -106,6 +123,8 @@ int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
   if (set == nullptr || !is_handler(set->sa_handler)) {
     if (sig == SIGURG && wrapped && set != nullptr) slot_write(s, from_user(set));
     else if (!wrapped || set != nullptr) r = real().sigaction(sig, set, wrapped ? nullptr : old);
+    if (r == 0 && set != nullptr && (set->sa_handler == SIG_IGN || default_ignores(sig)))
+      pending_discard(sig);  // POSIX
     if (r == 0 && set != nullptr && sig != SIGURG) s.ours.store(false, std::memory_order_relaxed);
   } else {
     KernelAction k;
@@ -138,6 +157,11 @@ Action action_of(int sig) {
   }
 }
 
+void (*signal_restorer())() {
+  learn_restorer();
+  return restorer.load(std::memory_order_relaxed);
+}
+
 bool has_handler(int sig) {
   return slots[sig].ours.load(std::memory_order_relaxed) &&
          is_handler(slots[sig].handler.load(std::memory_order_relaxed));
@@ -154,8 +178,21 @@ void action_reset(int sig) {
   set_action(sig, &dfl, nullptr);
 }
 
+void signals_claim_poke() {
+  KernelAction now;
+  if (kernel_action(kPokeSignal, nullptr, &now) != 0) return;
+  if (now.handler == as_handler(on_poke_signal)) return;
+  libc_cancel = now;
+  now.handler = as_handler(on_poke_signal);
+  now.flags = SA_SIGINFO | SA_ONSTACK | kSaRestorer;
+  now.restorer = restorer.load(std::memory_order_relaxed);
+  now.mask = ~uint64_t{0};
+  kernel_action(kPokeSignal, &now, nullptr);
+}
+
 void actions_boot() {
   learn_restorer();
+  signals_claim_poke();
   wrapping.store(true, std::memory_order_relaxed);
   for (int sig = 1; sig < kSignals; sig++) {
     if (sig == 32 || sig == 33 || slots[sig].ours.load(std::memory_order_relaxed)) continue;
@@ -173,7 +210,7 @@ void actions_boot() {
   }
 }
 
-void signal_after_fork() { actions_lock.reset(); }
+void actions_after_fork() { actions_lock.reset(); }
 
 }  // namespace weft
 

@@ -16,19 +16,48 @@
 
 namespace weft {
 
+namespace {
+
+// What a fork child's kernel thread is to have. TLS: per G.
+thread_local constinit AltStack t_own_altstack;
+
+void kernel_altstack(const AltStack& s) {
+  stack_t ss;
+  memset(&ss, 0, sizeof ss);
+  ss.ss_sp = s.sp;
+  ss.ss_flags = s.flags;
+  ss.ss_size = s.bytes;
+  sys_call(SYS_sigaltstack, sys_arg(&ss), 0);
+}
+
+void kernel_mask(uint64_t mask) {
+  mask = mask_for_kernel(mask);
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+}
+
+}  // namespace
+
 void host_sync_signals(M* m, G* next) {
-  if (m->kmask != next->sigmask) {
-    sys_sigprocmask(SIG_SETMASK, &next->sigmask, nullptr);
-    m->kmask = next->sigmask;
-  }
-  if (m->kalt.sp != next->altstack.sp || m->kalt.flags != next->altstack.flags) {
-    stack_t ss;
-    memset(&ss, 0, sizeof ss);
-    ss.ss_sp = next->altstack.sp;
-    ss.ss_flags = next->altstack.flags;
-    ss.ss_size = next->altstack.bytes;
-    if (sys_call(SYS_sigaltstack, sys_arg(&ss), 0) == 0) m->kalt = next->altstack;
-  }
+  kernel_mask(next->sigmask);
+  m->kmask = next->sigmask;
+}
+
+void note_own_altstack(const G* g) { t_own_altstack = g->altstack; }
+
+void signal_after_fork() {
+  actions_after_fork();
+  kernel_altstack(t_own_altstack);
+}
+
+void signals_wired(G* g) {
+  kernel_altstack(g->altstack);
+  uint64_t mask = g->sigmask & kMaskable;
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+}
+
+bool on_alt_stack(const G* g, uintptr_t sp) {
+  auto lo = reinterpret_cast<uintptr_t>(g->altstack.sp);
+  return (g->altstack.flags & SS_DISABLE) == 0 && sp > lo && sp - lo <= g->altstack.bytes;
 }
 
 void host_attention(G* g) {
@@ -44,24 +73,44 @@ void host_attention(G* g) {
   if ((bits & kAttCancel) != 0) cancel_attention(g);
 }
 
-uint64_t mask_swap(G* g, uint64_t mask) {
-  mask &= kAllSignals & ~(sig_bit(SIGKILL) | sig_bit(SIGSTOP));
+// The kernel's mask follows outside the engine, so that what it lets in runs here and now.
+// A handler in between may take us to another M: it leaves kernel and kmask agreeing there.
+void set_masks(G* g, uint64_t mask) {
   engine_enter(g);
+  g->sigmask = mask;
+  g->m->kmask = mask;
+  compiler_barrier();
+  g->engine.store(g->engine.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  compiler_barrier();
+  kernel_mask(mask);
+  engine_enter(g);
+  engine_exit(g);  // attention
+}
+
+uint64_t mask_swap(G* g, uint64_t mask) {
+  mask &= kMaskable;
   uint64_t old = g->sigmask;
-  if (mask != old) {
-    g->sigmask = mask;
-    sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
-    g->m->kmask = mask;
-  }
-  engine_exit(g);
-  if (mask != old) {
-    masks_note(mask & ~old, old & ~mask);
-    if ((pending_of(g) & ~mask) != 0) signals_attention(g);
-  }
+  if (mask == old) return old;
+  if ((pending_of(g) & ~old) != 0) signals_attention(g);  // before the door closes
+  set_masks(g, mask);
+  masks_note(mask & ~old, old & ~mask);
+  if ((pending_of(g) & ~mask) != 0) signals_attention(g);
   return old;
 }
 
 namespace {
+
+// A wired G's mask is the kernel's; others read it in the G all the same.
+int native_mask(int how, const sigset_t* set, sigset_t* old) {
+  int r = real().pthread_sigmask(how, set, old);
+  G* g = t_g;
+  if (r == 0 && set != nullptr && g != nullptr && g->wired) {
+    uint64_t was = g->sigmask;
+    sys_sigprocmask(SIG_BLOCK, nullptr, &g->sigmask);
+    masks_note(g->sigmask & ~was, was & ~g->sigmask);
+  }
+  return r;
+}
 
 int change_mask(G* g, int how, const sigset_t* set, sigset_t* old) {
   uint64_t bits = 0, was = g->sigmask;
@@ -90,14 +139,13 @@ using namespace weft;
 
 WEFT_EXPORT int pthread_sigmask(int how, const sigset_t* set, sigset_t* old) {
   G* g = this_g();
-  if (g == nullptr) return real().pthread_sigmask(how, set, old);
+  if (g == nullptr) return native_mask(how, set, old);
   return change_mask(g, how, set, old);
 }
 
 WEFT_EXPORT int sigprocmask(int how, const sigset_t* set, sigset_t* old) {
   G* g = this_g();
-  if (g == nullptr) return real().sigprocmask(how, set, old);
-  int r = change_mask(g, how, set, old);
+  int r = g == nullptr ? native_mask(how, set, old) : change_mask(g, how, set, old);
   if (r == 0) return 0;
   errno = r;
   return -1;
@@ -126,19 +174,34 @@ WEFT_EXPORT int sigpending(sigset_t* set) {
   return 0;
 }
 
+// No system call: the kernel knows the M's stack only (sigframe.h).
 WEFT_EXPORT int sigaltstack(const stack_t* ss, stack_t* old) {
   G* g = this_g();
   if (g == nullptr) return real().sigaltstack(ss, old);
-  engine_enter(g);
-  int r = real().sigaltstack(ss, old);
-  if (r == 0 && ss != nullptr) {
-    g->altstack.sp = (ss->ss_flags & SS_DISABLE) != 0 ? nullptr : ss->ss_sp;
-    g->altstack.flags = ss->ss_flags & ~SS_ONSTACK;
-    g->altstack.bytes = ss->ss_size;
-    g->m->kalt = g->altstack;
+  AltStack& s = g->altstack;
+  bool on = on_alt_stack(g, reinterpret_cast<uintptr_t>(__builtin_frame_address(0)));
+  stack_t was;
+  memset(&was, 0, sizeof was);
+  was.ss_sp = s.sp;
+  was.ss_size = s.bytes;
+  was.ss_flags = s.sp == nullptr ? SS_DISABLE : s.flags | (on ? SS_ONSTACK : 0);
+  int err = 0;
+  if (ss != nullptr) {
+    constexpr int kAutodisarm = static_cast<int>(1u << 31);
+    int mode = ss->ss_flags & ~kAutodisarm;
+    if (on) err = EPERM;
+    else if (mode != 0 && mode != SS_ONSTACK && mode != SS_DISABLE) err = EINVAL;
+    else if (mode != SS_DISABLE && ss->ss_size < 2048 /*the kernel's least*/) err = ENOMEM;
+    else if (mode == SS_DISABLE) s = AltStack{};
+    else s = AltStack{ss->ss_sp, 0, 0, ss->ss_size};
+    if (err == 0) note_own_altstack(g);
   }
-  engine_exit(g);
-  return r;
+  if (err != 0) {
+    errno = err;
+    return -1;
+  }
+  if (old != nullptr) *old = was;
+  return 0;
 }
 
 namespace {
@@ -181,6 +244,16 @@ struct JumpBuf {  // the public part of jmp_buf
 };
 
 void before_jump(void* env) {
+  // Out of a handler, perhaps: of one that interrupted a wait of ours, or a fault of the
+  // program's memory inside the engine.
+  if (G* g = this_g()) {
+    g->engine.store(0, std::memory_order_relaxed);
+    g->no_preempt = 0;
+    Thread* t = thread_of(g);
+    t->mask_saved = false;
+    if (t->sigwait_set.load(std::memory_order_relaxed) != 0)
+      t->sigwait_set.store(0, std::memory_order_relaxed);
+  }
   auto* b = static_cast<JumpBuf*>(env);
   if (b->mask_was_saved != 0) mask_will_be(reinterpret_cast<const sigset_t*>(&b->saved_mask));
 }
@@ -215,18 +288,22 @@ WEFT_EXPORT void __longjmp_chk(struct __jmp_buf_tag* env, int value) {
 // It saves the old mask and sets the new one in the kernel; we only note the new one. No
 // switch can come between: neither we nor libc are left half-way by preemption.
 WEFT_EXPORT int swapcontext(ucontext_t* from, const ucontext_t* to) {
-  G* g = this_g();
-  if (g != nullptr) {
+  if (G* g = this_g()) {
     uint64_t mask;
     memcpy(&mask, &to->uc_sigmask, sizeof mask);
-    mask &= kAllSignals;
-    if (mask != g->sigmask) {
-      masks_note(mask & ~g->sigmask, g->sigmask & ~mask);
+    mask &= kMaskable;
+    if (uint64_t was = g->sigmask; mask != was) {
+      engine_enter(g);
       g->sigmask = mask;
       g->m->kmask = mask;
+      engine_exit(g);
+      masks_note(mask & ~was, was & ~mask);
     }
   }
-  return real().swapcontext(from, to);
+  int r = real().swapcontext(from, to);
+  // Somebody has come back to us, with SIGURG blocked in the kernel if it is in the mask.
+  if (G* g = this_g(); g != nullptr && (g->sigmask & sig_bit(SIGURG)) != 0) kernel_mask(g->sigmask);
+  return r;
 }
 
 WEFT_EXPORT int setcontext(const ucontext_t* uc) {

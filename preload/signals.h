@@ -1,35 +1,44 @@
 // signals.h - signals belong to Gs: the parts and their contract (DESIGN section 7).
 //
 //   sigaction.cc   the program's actions; the kernel has our wrapper where there is a handler
+//   sigframe.cc    the kernel's frames: every M has a signal stack of its own
 //   sigrun.cc      the wrapper: where every handler starts, always in a kernel signal frame
-//   sigsend.cc     pending sets, directed delivery, routing of process signals
+//   sigpreempt.cc  the slice is over
+//   sigsend.cc     directed delivery: pending sets and pokes
+//   sigroute.cc    process signals that arrive where no handler can run
+//   sigkill.cc     kill, pthread_kill, raise, sigqueue ...
 //   sigmask.cc     masks, alternate stacks, and the jumps that restore masks
 //   sigwait.cc     sigwait family, sigsuspend, pause
+//   sigtimer.cc    timers that signal one thread
 //
 // How a handler comes to run in G's context. Every delivery ends in a frame that the kernel
-// made on G's own stack (or its alternate one), so ucontext, masks and registers are real:
+// made, on G's own stack (or its alternate one), so ucontext, masks and registers are real:
 //  - a signal the kernel sends to the M that runs G: in place.
 //  - a signal for G that weft holds (pthread_kill, a process signal that arrived on a
-//    scheduler stack): queued on G; if G waits interruptibly its park ends; if it runs or
-//    sits in a system call, its M is poked: the same signal number, sent to the M with
-//    rt_tgsigqueueinfo and our mark, so that the kernel interrupts or restarts the call by
-//    the program's own SA_RESTART. The wrapper sees the mark and takes the queued siginfo.
-//    A poke that meets another G is dropped; kAttSignal keeps the delivery due: G looks at
-//    it whenever it leaves the engine or a system call, and pokes itself.
-//  - a signal that arrives inside the engine or on g0 goes to the process queue, which
-//    sysmon routes to a G that accepts it.
+//    scheduler stack): queued on G. If G waits interruptibly its park ends; if it runs or
+//    sits in a system call, its M is poked: sent a signal with our mark (is_poke), whose
+//    handler runs what is queued. A poke is signal 32, whose action has no SA_RESTART, or
+//    SIGURG, whose action has, by what the queued handler wants of the interrupted call.
+//    Neither is ever blocked in the kernel while an M runs Gs. kAttSignal keeps the
+//    delivery due: G looks at it whenever it leaves the engine or a system call.
+//  - a signal that arrives inside the engine or on g0 is put aside and routed to a G that
+//    accepts it, by the G on its way out or by sysmon.
 //
-// Why handlers may migrate: M's kernel mask and alternate stack always equal those of the G
-// it runs (host_sync_signals), so the rt_sigreturn of a frame made on one M restores, on
-// another, exactly what that one has. Preemption relies on it too: sigrun.cc parks the G
-// inside the SIGURG frame. (DESIGN 7 wanted a trampoline instead, to keep sigaltstack from
-// moving between Ms; with stacks synced per G the kernel's frame saves all that xsave
-// would, and no register is touched by us.)
+// A poke must not interrupt the system call of a G it was not meant for: sent_begin
+// (sched/syscall.h). 32 is free: it is libc's for pthread_cancel of its own threads.
+//
+// Why handlers may migrate: an M's kernel mask is that of the G it runs (host_sync_signals),
+// an M's signal stack holds nothing while a handler runs, and rt_sigreturn leaves the
+// alternate stack alone (frame_forget_stack). So a frame may return on any M. Preemption
+// relies on it too (DESIGN 7 wanted a trampoline; the kernel's frame, moved to G's stack,
+// saves all that xsave would, and no register is touched by us).
 #pragma once
 
 #include <signal.h>
+#include <ucontext.h>
 
 #include "sched/g.h"
+#include "sched/sys.h"
 
 namespace weft {
 
@@ -37,6 +46,12 @@ struct Thread;
 
 constexpr int kSignals = 65;
 inline uint64_t sig_bit(int sig) { return uint64_t{1} << (sig - 1); }
+
+// What a G's mask may hold; and what of it the kernel gets: SIGURG is preemption's.
+constexpr uint64_t kMaskable =
+    kAllSignals & ~(uint64_t{1} << (SIGKILL - 1)) & ~(uint64_t{1} << (SIGSTOP - 1));
+inline uint64_t mask_for_kernel(uint64_t m) { return m & kMaskable & ~sig_bit(SIGURG); }
+constexpr int kPokeSignal = 32;
 
 // ---- sigaction.cc
 struct Action {  // of the program, as it set it
@@ -49,6 +64,11 @@ bool has_handler(int sig);
 // SA_RESETHAND: back to default as the handler starts.
 void action_reset(int sig);
 void actions_boot();
+void actions_after_fork();
+// Signal 32 is ours again after libc has set it up for itself (its own pthread_cancel).
+void signals_claim_poke();
+// libc's rt_sigreturn trampoline, for actions set without libc (cancel.cc).
+void (*signal_restorer())();
 // The set of signals with a default action that does nothing.
 bool default_ignores(int sig);
 
@@ -61,32 +81,77 @@ void signals_attention(G* g);
 bool signals_may_restart();
 void signals_wait_begins();
 
+// Ours arrived (is_poke).
+void signals_poked(int sig, siginfo_t* info, ucontext_t* uc);
+
+// ---- sigpreempt.cc
+void preempt_boot();
+bool preempt_safe(const G* g, const ucontext_t* uc);
+void preempt_here(int sig, siginfo_t* info, void* uc);
+
 // ---- sigsend.cc
 // Queues for g and gets it there. 0 or -errno (EAGAIN: queue full).
 int signal_g(G* g, int sig, const siginfo_t* info);
-// A process signal that reached the engine: to a G that accepts it, else it stays pending.
-void signal_process(int sig, const siginfo_t* info);
-// From a signal handler in the engine or on g0: parks the siginfo for sysmon to route.
-void signal_defer(int sig, const siginfo_t* info);
-void signals_route();             // sysmon
-// A thread's mask changed: what sysmon keeps open for the process may have to change, too.
-// Returns when a signal that nobody accepts any more is closed there.
-void masks_note(uint64_t now_blocked, uint64_t now_open);
-long signals_tgkill(long tgid, long tid, long sig);  // tgid -1: tkill. -errno
-long signals_tgqueue(long tgid, long tid, long sig, const siginfo_t* info);
 uint64_t pending_of(const G* g);  // virtual: G's own and the process's
 // Takes one pending signal of `set` from g or the process. False: none.
 bool pending_take(G* g, uint64_t set, siginfo_t* out);
 // A G's pending signals die with it.
 void pending_drop(G* g);
-void poke(G* g, int sig);
+// The action became "ignore": what is pending is dropped, everywhere.
+void pending_discard(int sig);
+bool pending_add_process(int sig, const siginfo_t* info);
+// Gets a queued signal to g, in whatever state it is.
+void notify(G* g, int sig);
+// Interrupts g if it runs or sits in a system call. hard: calls end in EINTR.
+void poke(G* g, bool hard);
+void poke_self(G* g);
+void send_poke(M* m, int sig);  // after sent_begin
 bool is_poke(const siginfo_t* info);
-G* poke_target(const siginfo_t* info);
 int real_tgkill(int tid, int sig);
+void sigsend_after_fork();
+void sigroute_after_fork();
+
+// ---- sigroute.cc
+// A process signal that reached the engine: to a G that accepts it, else it stays pending.
+void signal_process(int sig, const siginfo_t* info);
+// From a signal handler where nothing else can be done with it.
+void signal_defer(int sig, const siginfo_t* info, ucontext_t* uc);
+void signal_defer_to(G* g, int sig, const siginfo_t* info);
+void signals_route();             // sysmon, and Gs on their way out of the engine
+G* who_accepts(uint64_t bit);
+// A thread's mask changed: what sysmon keeps open for the process may have to change, too.
+// Returns when a signal that nobody accepts any more is closed there.
+void masks_note(uint64_t now_blocked, uint64_t now_open);
+
+// ---- sigkill.cc
+long signals_tgkill(long tgid, long tid, long sig);  // tgid -1: tkill. -errno
+long signals_tgqueue(long tgid, long tid, long sig, const siginfo_t* info);
+long signals_kill(long pid, long sig);               // -errno
+long signals_queue(long pid, long sig, const siginfo_t* info);
+
+// ---- sigtimer.cc
+// Signal 32 that is no poke: a timer's. False: not one of ours.
+bool timer_arrived(const siginfo_t* info);
 
 // ---- sigmask.cc
 // Sets the mask of the calling G and of its M; returns the old one. Then delivers what it
 // let in.
 uint64_t mask_swap(G* g, uint64_t mask);
+// A fork child's kernel thread gets back the alternate stack that its G had.
+void note_own_altstack(const G* g);
+// g, the caller, has just become 1:1: its kernel thread gets what was virtual.
+void signals_wired(G* g);
+// The masks of g and of the M it runs on, outside the engine.
+void set_masks(G* g, uint64_t mask);
+bool on_alt_stack(const G* g, uintptr_t sp);
+
+// ---- sigwait.cc
+// A kernel call that sets a mask for its own duration (ppoll, pselect, epoll_pwait), by g:
+// masked_begin; then, for each try, masked_enter, the call with `open` as its mask,
+// exit_syscall; at the end masked_end with what masked_begin returned. The first handler's
+// return already restores the old mask, as natively.
+uint64_t masked_begin(G* g, uint64_t open);
+void masked_enter(G* g);
+void masked_end(G* g, uint64_t old);
 
 }  // namespace weft

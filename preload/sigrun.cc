@@ -2,100 +2,60 @@
 //
 // Where it may find itself, and what it does (signals.h has the whole):
 //   foreign or wired thread       the handler, as natively
-//   g0, or a G inside the engine  defer to sysmon; a fault is never deferred
+//   g0, or a G inside the engine  defer; a fault is never deferred
 //   a G in a system call          gets a P first (exit_syscall), then the handler, and is
 //                                 back in the call's bracket afterwards
 //   a G that runs                 the handler
-//   our SIGURG                    the slice is over: park the G inside this frame
+// A frame that stands on the M's own signal stack is moved to the G's first (sigframe.h):
+// until then every signal is blocked, and afterwards the M does not matter any more.
 //
 // Around the handler g->sigmask is what the kernel's mask is, so that a handler that parks
-// keeps its mask on whatever M goes on with it. At the end all signals are blocked until
-// rt_sigreturn, so that nothing comes between g->sigmask and the kernel's mask agreeing
-// again.
-#include <link.h>
+// keeps its mask on whatever M goes on with it. At the end:
+//   1 g->sigmask = the mask after            a  (sender) enqueue
+//   2 anything due under it? run it, too     b  not blocked by g->sigmask? poke
+// Either 2 sees a or b sees 1; a poke that lands between 1 and rt_sigreturn runs nested.
 #include <string.h>
-#include <sys/auxv.h>
-#include <ucontext.h>
 
 #include "preload/api.h"
+#include "preload/cancel.h"
+#include "preload/sigframe.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
 #include "sched/sysmon.h"
-#undef p_type  // <resolv.h>, by way of thread.h, renames it
 
 namespace weft {
 namespace {
 
-// Code that must not be left half-way: libc and the loader (they hold locks we cannot see),
-// the vdso (its loops are short), ourselves.
-struct Range {
-  uintptr_t lo, hi;
-};
-constexpr size_t kMaxRanges = 16;
-Range no_preempt_in[kMaxRanges];
-size_t n_ranges;
+constexpr uintptr_t kRedZone = 128;
+constexpr uint64_t kCountBump = uint64_t{0x10000} << 32;  // see run_one
 
-constexpr size_t kStackLeft = 12 << 10;  // a signal frame with AVX-512 state, and our own
-
-int note_range(dl_phdr_info* info, size_t, void*) {
-  const auto here = reinterpret_cast<uintptr_t>(&signals_wrapper);
-  const auto libc = reinterpret_cast<uintptr_t>(real().sigaction.get());
-  const uintptr_t vdso = getauxval(AT_SYSINFO_EHDR);
-  const uintptr_t ldso = getauxval(AT_BASE);
-  uintptr_t lo = ~uintptr_t{0}, hi = 0;
-  for (int i = 0; i < info->dlpi_phnum; i++) {
-    const auto& ph = info->dlpi_phdr[i];
-    if (ph.p_type != PT_LOAD) continue;
-    uintptr_t from = info->dlpi_addr + ph.p_vaddr, to = from + ph.p_memsz;
-    if (from < lo) lo = from;
-    if (to > hi) hi = to;
-  }
-  for (uintptr_t mark : {here, libc, vdso, ldso})
-    if (mark >= lo && mark < hi && n_ranges < kMaxRanges) {
-      no_preempt_in[n_ranges++] = {lo, hi};
-      break;
-    }
-  return 0;
-}
-
-bool safe_to_preempt(G* g, const ucontext_t* uc) {
-  if (g->engine.load(std::memory_order_relaxed) != 0 || g->no_preempt != 0 ||
-      g_state(g) != GState::kRunning)
-    return false;
-  auto pc = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RIP]);
-  auto sp = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RSP]);
-  for (size_t i = 0; i < n_ranges; i++)
-    if (pc >= no_preempt_in[i].lo && pc < no_preempt_in[i].hi) return false;
-  // Its own stack only: a coroutine's or an alternate one may be anybody's. Main's stack
-  // has no record; its bounds are the kernel's business.
-  if (g->stack_lo == nullptr) return true;
-  return sp >= reinterpret_cast<uintptr_t>(g->stack_lo) + kStackLeft &&
-         sp <= reinterpret_cast<uintptr_t>(g->stack_hi);
-}
-
-// Parks the G inside this very frame. Its mask is the interrupted one (SIGURG's action
-// blocks nothing), so another M can resume it.
-void preempt_here(G* g, const ucontext_t* uc) {
-  if (!safe_to_preempt(g, uc)) {
-    sched.n_refused.fetch_add(1, std::memory_order_relaxed);
-    return;
-  }
-  int saved = errno;
-  engine_enter(g);
-  if (g->m->p != nullptr) {
-    sched.n_preempts.fetch_add(1, std::memory_order_relaxed);
-    yield(true);
-  }
-  engine_exit(g);
-  errno = saved;
-}
+bool is_handler(void (*h)(int)) { return h != SIG_DFL && h != SIG_IGN; }
 
 // Faults the kernel raised for the instruction at hand: never deferred, never routed.
 bool is_fault(int sig, const siginfo_t* info) {
-  return info->si_code > 0 && info->si_code != SI_KERNEL
-             ? sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE || sig == SIGILL ||
-                   sig == SIGTRAP || sig == SIGSYS
-             : info->si_code == SI_KERNEL && (sig == SIGSEGV || sig == SIGBUS || sig == SIGTRAP);
+  if (info->si_code <= 0) return false;
+  if (info->si_code == SI_KERNEL) return sig == SIGSEGV || sig == SIGBUS || sig == SIGTRAP;
+  return sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE || sig == SIGILL || sig == SIGTRAP ||
+         sig == SIGSYS;
+}
+
+uint64_t mask_in(const ucontext_t* uc) {
+  uint64_t m;
+  memcpy(&m, &uc->uc_sigmask, sizeof m);
+  return m;
+}
+
+void mask_out(ucontext_t* uc, uint64_t m) { memcpy(&uc->uc_sigmask, &m, sizeof m); }
+
+void kernel_mask(uint64_t mask) {
+  mask = mask_for_kernel(mask);
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+}
+
+uint64_t mask_during(uint64_t base, int sig, const Action& a) {
+  uint64_t m = base | a.mask;
+  if ((a.flags & SA_NODEFER) == 0) m |= sig_bit(sig);
+  return m & kMaskable;
 }
 
 void call_handler(int sig, siginfo_t* info, void* uc, const Action& a) {
@@ -107,92 +67,230 @@ void call_handler(int sig, siginfo_t* info, void* uc, const Action& a) {
     a.handler(sig);
 }
 
-uint64_t mask_in(const ucontext_t* uc) {
-  uint64_t m;
-  memcpy(&m, &uc->uc_sigmask, sizeof m);
-  return m;
+// A thread that is no G: as the kernel would have called it.
+void run_in_place(int sig, siginfo_t* info, ucontext_t* uc) {
+  Action a = action_of(sig);
+  if (!is_handler(a.handler)) return;
+  kernel_mask(mask_during(mask_in(uc), sig, a));
+  call_handler(sig, info, uc, a);
 }
 
-void run_on_g(G* g, int sig, siginfo_t* info, ucontext_t* uc) {
-  Action a = action_of(sig);
-  if (a.handler == SIG_DFL || a.handler == SIG_IGN) return;  // changed meanwhile
+// The lowest due signal that has a handler; 0: none. Others are left to attention.
+int next_due(G* g, uint64_t mask) {
+  uint64_t due = pending_of(g) & ~mask;
+  for (; due != 0; due &= due - 1) {
+    int sig = __builtin_ctzll(due) + 1;
+    if (has_handler(sig)) return sig;
+    g->attention.fetch_or(kAttSignal, std::memory_order_relaxed);
+  }
+  return 0;
+}
+
+struct Run {  // one frame's worth of handlers
+  G* g;
+  ucontext_t* uc;
+  uint64_t seen;     // uc's mask as last seen
+  uint64_t after;    // the mask when all is done
+  bool in_call = false;
+};
+
+// Sets the masks for sig's handler and leaves the system call, if there was one.
+void begin_handler(Run& r, const Action& a, int sig) {
+  G* g = r.g;
   Thread* t = thread_of(g);
-  int saved = errno;
-  uint64_t during;  // from the kernel: under sigsuspend and ppoll it is not uc's mask plus ours
-  g->no_preempt++;
-  sys_sigprocmask(SIG_SETMASK, nullptr, &during);
+  uint64_t during = mask_during(g->sigmask, sig, a);
+  if (t->mask_saved) {  // sigsuspend and its like: the first handler's end restores it
+    t->mask_saved = false;
+    r.after = t->saved_mask;
+    mask_out(r.uc, mask_for_kernel(r.after));
+    r.seen = mask_in(r.uc);
+  }
+  g->attention.fetch_and(~uint32_t{kAttSignal}, std::memory_order_relaxed);
+  g->no_preempt++;  // the M stays the same until it and g agree
   g->sigmask = during;
+  kernel_mask(during);
   g->m->kmask = during;
   g->no_preempt--;
   auto s = static_cast<uint32_t>(g->state.load(std::memory_order_relaxed));
-  bool in_call = s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
-  if (in_call) exit_syscall(g);
-  if ((a.flags & SA_RESTART) == 0) t->sig_no_restart = true;
-  if (this_m() != nullptr && this_m()->p != nullptr)
-    this_m()->trace.add(Ev::kSignal, g->index, static_cast<uint64_t>(sig));
-  errno = saved;
-  t->sig_handled++;
-  call_handler(sig, info, uc, a);
-  saved = errno;
-  // Back to the interrupted mask, in one piece with rt_sigreturn.
-  uint64_t all = kAllSignals;
-  sys_sigprocmask(SIG_SETMASK, &all, nullptr);
-  if (in_call) enter_syscall(g);
-  g->sigmask = mask_in(uc) & kAllSignals;
-  g->m->kmask = g->sigmask;
-  const stack_t& ss = uc->uc_stack;
-  bool off = (ss.ss_flags & SS_DISABLE) != 0;
-  g->altstack = AltStack{off ? nullptr : ss.ss_sp, ss.ss_flags & ~SS_ONSTACK, 0, ss.ss_size};
-  g->m->kalt = g->altstack;
-  // What the mask now lets in waits for rt_sigreturn, which delivers it.
-  uint64_t due = pending_of(g) & ~g->sigmask;
-  if (WEFT_UNLIKELY(due != 0)) {
-    g->attention.fetch_or(kAttSignal, std::memory_order_relaxed);
-    poke(g, __builtin_ctzll(due) + 1);
+  if (s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost) {
+    r.in_call = true;
+    exit_syscall(g);
+  } else {
+    // enter_syscall may be interrupted between its load and store of the count: what the
+    // handler counts must not come again after that store (syscall.h, ABA).
+    g->state.fetch_add(kCountBump, std::memory_order_relaxed);
   }
+}
+
+void run_one(Run& r, int sig, siginfo_t* info, const Action& a) {
+  Thread* t = thread_of(r.g);
+  if ((a.flags & SA_RESTART) == 0) t->sig_no_restart = true;
+  if (M* m = r.g->m; m != nullptr && m->p != nullptr)
+    m->trace.add(Ev::kSignal, r.g->index, static_cast<uint64_t>(sig));
+  t->sig_handled++;
+  frame_show_stack(r.uc, r.g->altstack);
+  call_handler(sig, info, r.uc, a);
+  if (mask_in(r.uc) != r.seen) {  // the handler chose another mask for its return
+    r.after = mask_in(r.uc) & kMaskable;
+    mask_out(r.uc, mask_for_kernel(r.after));
+    r.seen = mask_in(r.uc);
+  }
+}
+
+// Runs what is queued for g. False if nothing (more) was.
+bool run_queued_one(Run& r, bool* began) {
+  G* g = r.g;
+  uint64_t under = *began ? r.after : g->sigmask;
+  int sig = next_due(g, under);
+  if (sig == 0) return false;
+  g->sigmask = under;
+  Action a = action_of(sig);
+  begin_handler(r, a, sig);
+  *began = true;
+  siginfo_t info;
+  if (pending_take(g, sig_bit(sig), &info) && is_handler(a.handler)) run_one(r, sig, &info, a);
+  return true;
+}
+
+void end_run(Run& r) {
+  r.g->sigmask = r.after;                                   // step 1
+  r.g->m->kmask = r.after;                                  // as of rt_sigreturn
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+// On g's stack. sig 0: what is queued.
+void run_on_g(int sig, siginfo_t* info, ucontext_t* uc) {
+  G* g = t_g;
+  int saved = errno;
+  Run r{g, uc, mask_in(uc), g->sigmask};
+  bool began = false;
+  if (sig != 0) {
+    Action a = action_of(sig);
+    if (is_handler(a.handler)) {
+      begin_handler(r, a, sig);
+      began = true;
+      errno = saved;
+      run_one(r, sig, info, a);
+    }
+  }
+  for (;;) {
+    while (run_queued_one(r, &began)) {
+    }
+    if (began) end_run(r);
+    if (next_due(g, g->sigmask) == 0) break;                // step 2
+  }
+  frame_forget_stack(uc);
+  if (r.in_call) enter_syscall(g);
   errno = saved;
+}
+
+void run_direct(int sig, siginfo_t* info, void* uc) {
+  run_on_g(sig, info, static_cast<ucontext_t*>(uc));
+}
+
+void run_queued(int, siginfo_t*, void* uc) { run_on_g(0, nullptr, static_cast<ucontext_t*>(uc)); }
+
+bool cancel_is_due(const G* g) {
+  const Thread* t = thread_of(g);
+  return t->cancel_async && !t->cancel_disabled && !t->exiting &&
+         t->cancel_requested.load(std::memory_order_relaxed) != 0;
+}
+
+// An asynchronous cancel: does not come back if it is acted on.
+void run_cancel(int, siginfo_t*, void* uc) {
+  G* g = t_g;
+  kernel_mask(g->sigmask);
+  frame_forget_stack(static_cast<ucontext_t*>(uc));
+  cancel_attention(g);
+}
+
+// The kernel's rule for an alternate stack that is too small.
+void die_of_stack() {
+  struct sigaction dfl;
+  memset(&dfl, 0, sizeof dfl);
+  real().sigaction(SIGSEGV, &dfl, nullptr);
+  kernel_mask(0);
+  real_tgkill(sys_gettid(), SIGSEGV);
+}
+
+// Goes on in fn on g's stack: where the frame is, if that is g's already. `sig` says
+// whether the alternate one is wanted.
+void go_on(G* g, int sig, int wanted_by, siginfo_t* info, ucontext_t* uc, FrameFn fn) {
+  if (!frame_on_kernel_stack(uc) || uc->uc_stack.ss_sp == g->altstack.sp) {
+    fn(sig, info, uc);
+    return;
+  }
+  auto sp = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RSP]);
+  uintptr_t top = sp - kRedZone;
+  const AltStack& alt = g->altstack;
+  if (wanted_by != 0 && (action_of(wanted_by).flags & SA_ONSTACK) != 0 && alt.sp != nullptr &&
+      (alt.flags & SS_DISABLE) == 0 && !on_alt_stack(g, sp)) {
+    if (alt.bytes < frame_bytes(uc) + 512) die_of_stack();
+    top = reinterpret_cast<uintptr_t>(alt.sp) + alt.bytes;
+  }
+  frame_move(sig, info, uc, top, fn);
 }
 
 }  // namespace
 
+void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
+  G* g = t_g;
+  if (g == nullptr || g->wired || g->m == nullptr) return;
+  M* m = g->m;
+  m->sent.fetch_and(sig == SIGURG ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
+  bool preempt = m->preempt_due.exchange(false, std::memory_order_relaxed);
+  if (g->is_g0) return;
+  if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc))) {
+    sched.n_refused.fetch_add(1, std::memory_order_relaxed);
+    // It yields at its next way out of the engine; sysmon asks again as well.
+    g->attention.fetch_or(kAttPreempt, std::memory_order_relaxed);
+    preempt = false;
+  }
+  if (g->engine.load(std::memory_order_relaxed) != 0) return;  // looks at its attention
+  if (int due = next_due(g, g->sigmask); due != 0) {
+    if (preempt) g->attention.fetch_or(kAttPreempt, std::memory_order_relaxed);
+    go_on(g, sig, due, info, uc, run_queued);
+    return;
+  }
+  if (g_state(g) == GState::kRunning && cancel_is_due(g)) {
+    go_on(g, sig, 0, info, uc, run_cancel);
+    return;
+  }
+  if (preempt) go_on(g, sig, 0, info, uc, preempt_here);
+}
+
 void signals_wrapper(int sig, siginfo_t* info, void* ucv) {
   auto* uc = static_cast<ucontext_t*>(ucv);
   G* g = t_g;
-  bool poked = is_poke(info);
-  if (sig == SIGURG && poked && poke_target(info) == nullptr) {
-    if (g != nullptr && !g->is_g0 && !g->wired) preempt_here(g, uc);
+  if (is_poke(info)) {
+    signals_poked(sig, info, uc);
     return;
   }
-  if (g == nullptr || (g->wired && !poked)) {
-    if (g == nullptr && sysmon_thread()) {
-      signal_defer(sig, info);
-      return;
-    }
-    if (poked) return;
-    Action a = action_of(sig);
-    if (a.handler != SIG_DFL && a.handler != SIG_IGN) call_handler(sig, info, uc, a);
+  if (g == nullptr || g->wired) {
+    if (g == nullptr && sysmon_thread()) signal_defer(sig, info, uc);
+    else run_in_place(sig, info, uc);
     return;
   }
-  if (poked) {
-    if (poke_target(info) != g || g->engine.load(std::memory_order_relaxed) != 0) return;
-    siginfo_t queued;
-    if (pending_take(g, sig_bit(sig), &queued)) run_on_g(g, sig, &queued, uc);
+  bool fault = is_fault(sig, info);
+  if (fault && g->is_g0) {  // ours: let it happen again, with a core
+    struct sigaction dfl;
+    memset(&dfl, 0, sizeof dfl);
+    real().sigaction(sig, &dfl, nullptr);
     return;
   }
-  if (is_fault(sig, info) && !g->is_g0) {
-    run_on_g(g, sig, info, uc);
+  // SIGURG is never blocked in the kernel; g may block it all the same.
+  bool blocked = sig == SIGURG && (g->sigmask & sig_bit(SIGURG)) != 0;
+  if (sig == SIGURG && !blocked && !has_handler(SIGURG)) return;
+  if (!fault && (g->is_g0 || blocked || g->engine.load(std::memory_order_relaxed) != 0)) {
+    signal_defer(sig, info, uc);
+    if (!g->is_g0) g->attention.fetch_or(kAttSignal, std::memory_order_relaxed);
     return;
   }
-  if (g->is_g0 || g->engine.load(std::memory_order_relaxed) != 0) {
-    signal_defer(sig, info);
-    return;
-  }
-  run_on_g(g, sig, info, uc);
+  go_on(g, sig, sig, info, uc, run_direct);
 }
 
 void signals_boot(G* g1) {
-  n_ranges = 0;
-  dl_iterate_phdr(note_range, nullptr);
+  preempt_boot();
   if (g1 != nullptr) {
     sys_sigprocmask(SIG_SETMASK, nullptr, &g1->sigmask);
     stack_t ss;
@@ -201,26 +299,29 @@ void signals_boot(G* g1) {
       g1->altstack.flags = ss.ss_flags & ~SS_ONSTACK;
       g1->altstack.bytes = ss.ss_size;
     }
+    note_own_altstack(g1);
+    signal_stack_for_boot();
+    kernel_mask(g1->sigmask);
   }
   actions_boot();
 }
 
 void signals_attention(G* g) {
+  signals_route();
   g->no_preempt++;  // stay on this M until the poke has come back
-  for (;;) {
+  for (int tries = 0; tries < 4; tries++) {
     uint64_t due = pending_of(g) & ~g->sigmask;
     if (due == 0) break;
     int sig = __builtin_ctzll(due) + 1;
     if (has_handler(sig)) {
-      poke(g, sig);
-      if ((pending_of(g) & due & sig_bit(sig)) != 0 && has_handler(sig)) break;  // not taken: later
+      poke_self(g);
       continue;
     }
     siginfo_t info;
     if (!pending_take(g, sig_bit(sig), &info)) continue;
     Action a = action_of(sig);
     if (a.handler == SIG_IGN || default_ignores(sig)) continue;
-    real_tgkill(g->m->tid.load(std::memory_order_relaxed), sig);  // default action: the kernel's
+    real_tgkill(sys_gettid(), sig);  // default action: the kernel's
   }
   g->no_preempt--;
 }

@@ -1,72 +1,133 @@
 // sigwait.cc - waiting for signals.
 //
-// The kernel does the waiting, on this G's M, in the syscall protocol: process-directed
-// signals are the kernel's to give away, and a G waiting for signals is rare enough to keep
-// an M. Signals that weft holds for this G arrive as pokes of the same number: the waits
-// below take the poke and look into the queue.
+// sigwait and its kin: the kernel does the waiting, on this G's M, in the syscall protocol:
+// process signals are the kernel's to give away, and a G waiting for signals is rare enough
+// to keep an M. Signals that weft holds for this G arrive as pokes; signal 32 is blocked and
+// waited for with the others, so that a poke cannot come too early:
 //
 //   waiter                                 sender (signal_g)
 //   1 sigwait_set = set                    a  enqueue
-//   2 queue has one of set? done           b  sees sigwait_set: poke M
-//   3 rt_sigtimedwait on M
-// Either 2 sees a, or b sees 1, and then the poke waits for 3 in the kernel.
+//   2 block 32                             b  sees sigwait_set: poke
+//   3 queue has one of set? done
+//   4 rt_sigtimedwait(set and 32)
+// Either 3 sees a, or the poke comes after 2 and waits for 4.
+//
+// sigsuspend and pause park: what arrives for the process comes by sysmon.
 #include <string.h>
 
 #include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
+#include "sched/park.h"
 
 namespace weft {
 namespace {
 
 constexpr size_t kSetBytes = 8;
 
+constexpr uint64_t kOurs = (uint64_t{1} << (kPokeSignal - 1)) | (uint64_t{1} << (SIGURG - 1));
+
+void kernel_mask_exactly(G* g, uint64_t mask, uint64_t noted) {
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+  g->m->kmask = noted;
+}
+
+struct timespec* left_until(uint64_t deadline_ns, struct timespec* ts) {
+  if (deadline_ns == kNever) return nullptr;
+  uint64_t now = deadline_ns == 0 ? 0 : host_now_ns();
+  uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
+  *ts = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+  return ts;
+}
+
+// One wait in the kernel: a signal of `set` in *info, kPokeSignal for "look into the queue",
+// or -errno.
+long wait_in_kernel(G* g, uint64_t set, siginfo_t* info, uint64_t deadline_ns) {
+  struct timespec ts;
+  if (deadline_ns == 0) enter_syscall(g);
+  else enter_syscall_block(g);
+  kernel_mask_exactly(g, mask_for_kernel(g->sigmask) | kOurs, kMaskNoG);   // step 2
+  long k = kPokeSignal;
+  if ((pending_of(g) & set) == 0) {                                        // step 3
+    uint64_t all = set | sig_bit(kPokeSignal);
+    k = sys_call(SYS_rt_sigtimedwait, sys_arg(&all), sys_arg(info),
+                 sys_arg(left_until(deadline_ns, &ts)), kSetBytes);
+    if (k > 0 && is_poke(info)) {
+      g->m->sent.fetch_and(k == SIGURG ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
+      k = kPokeSignal;
+    }
+  }
+  kernel_mask_exactly(g, mask_for_kernel(g->sigmask), g->sigmask);
+  exit_syscall(g);
+  return k;
+}
+
 // 0 and *out, or -errno. deadline: kNever waits on; 0 polls.
 int wait_for(G* g, uint64_t set, siginfo_t* out, uint64_t deadline_ns) {
   Thread* t = thread_of(g);
-  int r = -EAGAIN;
+  int r;
   signals_wait_begins();
-  t->sigwait_set.store(set, std::memory_order_seq_cst);
+  t->sigwait_set.store(set, std::memory_order_seq_cst);                    // step 1
   for (;;) {
-    if (pending_take(g, set, out)) {
-      r = 0;
-      break;
-    }
-    struct timespec ts = {0, 0};
-    struct timespec* tp = &ts;
-    if (deadline_ns == kNever) {
-      tp = nullptr;
-    } else if (deadline_ns != 0) {
-      uint64_t now = host_now_ns();
-      uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
-      ts = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
-    }
+    r = 0;
+    if (pending_take(g, set, out)) break;
     siginfo_t info;
     memset(&info, 0, sizeof info);
-    enter_syscall_block(g);
-    long k = sys_call(SYS_rt_sigtimedwait, sys_arg(&set), sys_arg(&info), sys_arg(tp), kSetBytes);
-    exit_syscall(g);
-    if (k > 0 && is_poke(&info)) continue;  // the queue has it, or it was for another G
-    if (k > 0) *out = info;
-    r = k > 0 ? 0 : static_cast<int>(k);
-    if (r == -EINTR && cancel_pending()) {
-      t->sigwait_set.store(0, std::memory_order_relaxed);
-      cancel_point();
+    long k = wait_in_kernel(g, set, &info, deadline_ns);
+    if (k == kPokeSignal) {
+      if (cancel_pending()) {
+        r = -EINTR;
+        break;
+      }
+      continue;
     }
+    if (k > 0) *out = info;
+    else r = static_cast<int>(k);
     break;
   }
   t->sigwait_set.store(0, std::memory_order_relaxed);
+  if (r == -EINTR) cancel_point();
   return r;
 }
 
 uint64_t bits_of(const sigset_t* set) {
   uint64_t b;
   memcpy(&b, set, sizeof b);
-  return b & kAllSignals;
+  return b & kMaskable;
 }
 
 }  // namespace
+
+uint64_t masked_begin(G* g, uint64_t open) {
+  Thread* t = thread_of(g);
+  uint64_t old = g->sigmask;
+  engine_enter(g);
+  t->saved_mask = old;
+  t->mask_saved = true;
+  g->sigmask = open & kMaskable;
+  g->m->kmask = kMaskNoG;
+  engine_exit(g);
+  masks_note(g->sigmask & ~old, old & ~g->sigmask);
+  return old;
+}
+
+void masked_enter(G* g) {
+  enter_syscall_masked(g);
+  kernel_mask_exactly(g, ~uint64_t{0} & ~sig_bit(33), kMaskNoG);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // notify's look at mask_saved
+  // What is due waits in the kernel for the call to let it in.
+  if ((pending_of(g) & ~g->sigmask) != 0) poke_self(g);
+}
+
+void masked_end(G* g, uint64_t old) {
+  uint64_t was = g->sigmask;
+  thread_of(g)->mask_saved = false;
+  set_masks(g, old);
+  masks_note(old & ~was, was & ~old);
+  if ((pending_of(g) & ~old) != 0) signals_attention(g);
+}
+
 }  // namespace weft
 
 using namespace weft;
@@ -109,29 +170,22 @@ WEFT_EXPORT int sigwait(const sigset_t* set, int* sig) {
   return 0;
 }
 
-// The mask stands until a handler has run; the handler's own return restores ours.
+// The mask stands until a handler has run; its return restores ours.
 WEFT_EXPORT int sigsuspend(const sigset_t* set) {
   G* g = this_g();
-  if (g == nullptr) return real().sigsuspend(set);
+  if (g == nullptr) return in_syscall([&] { return real().sigsuspend(set); });
   cancel_point();
-  uint64_t mask = bits_of(set) & ~(sig_bit(SIGKILL) | sig_bit(SIGSTOP));
-  uint64_t old = g->sigmask, handlers = thread_of(g)->sig_handled, all = kAllSignals;
-  // The kernel lets signals in at the moment it sleeps; senders see `mask` from now on.
-  // no_preempt: between here and the call, kernel mask and g->sigmask differ.
-  g->no_preempt++;
-  sys_sigprocmask(SIG_SETMASK, &all, nullptr);
-  g->sigmask = mask;
-  masks_note(old & ~mask, ~mask);
-  while (thread_of(g)->sig_handled == handlers && !cancel_pending()) {
-    // A poke sent while all is blocked waits in the kernel for the call.
-    if (uint64_t due = pending_of(g) & ~mask) poke(g, __builtin_ctzll(due) + 1);
-    enter_syscall(g);
-    sys_call(SYS_rt_sigsuspend, sys_arg(&mask), kSetBytes);
-    exit_syscall(g);
+  Thread* t = thread_of(g);
+  uint64_t old = g->sigmask, handlers = t->sig_handled;
+  t->saved_mask = old;
+  t->mask_saved = true;
+  mask_swap(g, bits_of(set));
+  while (t->sig_handled == handlers && !cancel_pending()) {
+    engine_enter(g);  // from here on a handler shows as attention, which ends the park
+    if (t->sig_handled == handlers) park_sleep(g, kNever, Wait::kSignal, true);
+    engine_exit(g);
   }
-  g->sigmask = all;
-  g->m->kmask = all;
-  g->no_preempt--;
+  t->mask_saved = false;
   mask_swap(g, old);
   cancel_point();
   errno = EINTR;

@@ -65,7 +65,7 @@ int sleep_to(clockid_t clock, const struct timespec* at) {
 
 int sleep_in_kernel(clockid_t clock, int flags, const struct timespec* req, struct timespec* rem) {
   cancel_point();
-  long r = in_syscall_block(
+  long r = in_cancel_syscall_block(
       [&] { return sys_call(SYS_clock_nanosleep, clock, flags, sys_arg(req), sys_arg(rem)); });
   if (r == -EINTR) cancel_point();
   return static_cast<int>(-r);

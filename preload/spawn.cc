@@ -3,17 +3,20 @@
 // posix_spawn's child shares our memory until it execs, on a stack of libc's making, and
 // calls libc inside only: nothing of ours runs in it. The parent's kernel thread sleeps
 // for that time, hence the bracket. It calls no malloc, so no interposed lock, inside.
-// popen does, and stays libc's: its one wait is found by sysmon; so is pclose's.
+// popen does, and is left to libc: its one wait is found by sysmon; so is pclose's.
 //
 // system is written out for Gs, as POSIX describes it, because libc's waits inside, on the
 // M, and knows no cancellation of Gs. SIGINT and SIGQUIT are ignored while any system call
 // of the process runs: counted, as libc does.
 #include <paths.h>
 #include <spawn.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 
 #include "preload/api.h"
+#include "preload/io_fd.h"
+#include "preload/vfork.h"
 
 extern char** environ;
 
@@ -28,6 +31,7 @@ using namespace weft;
 
 WEFT_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                             const posix_spawnattr_t* attr, char* const argv[], char* const envp[]) {
+  if (!in_vfork_child()) io_descriptors_shared();
   return in_syscall([&] { return real().posix_spawn(pid, path, actions, attr, argv, envp); });
 }
 
@@ -35,7 +39,13 @@ WEFT_EXPORT int posix_spawnp(pid_t* pid, const char* file,
                              const posix_spawn_file_actions_t* actions,
                              const posix_spawnattr_t* attr, char* const argv[],
                              char* const envp[]) {
+  if (!in_vfork_child()) io_descriptors_shared();
   return in_syscall([&] { return real().posix_spawnp(pid, file, actions, attr, argv, envp); });
+}
+
+WEFT_EXPORT FILE* popen(const char* command, const char* mode) {
+  if (!in_vfork_child()) io_descriptors_shared();
+  return real().popen(command, mode);
 }
 
 namespace {

@@ -11,6 +11,7 @@
 
 #include "preload/futex_syscall.h"
 #include "preload/ids.h"
+#include "preload/io_syscall.h"
 #include "preload/signals.h"
 #include "preload/vfork.h"
 
@@ -22,24 +23,18 @@ namespace {
 
 constexpr long kFutexWaitv = 449;
 
+// What io_syscall does not know and may sleep for long. Anything missing here that sleeps
+// is found by sysmon.
 bool may_block(long nr) {
   switch (nr) {
-    case SYS_read: case SYS_write: case SYS_readv: case SYS_writev:
-    case SYS_pread64: case SYS_pwrite64: case SYS_preadv: case SYS_pwritev:
-    case SYS_preadv2: case SYS_pwritev2: case SYS_open: case SYS_openat: case SYS_openat2:
-    case SYS_poll: case SYS_ppoll: case SYS_select: case SYS_pselect6:
-    case SYS_epoll_wait: case SYS_epoll_pwait: case SYS_epoll_pwait2:
-    case SYS_nanosleep: case SYS_clock_nanosleep: case SYS_pause:
-    case SYS_accept: case SYS_accept4: case SYS_connect:
-    case SYS_recvfrom: case SYS_recvmsg: case SYS_recvmmsg:
-    case SYS_sendto: case SYS_sendmsg: case SYS_sendmmsg: case SYS_sendfile:
-    case SYS_splice: case SYS_tee: case SYS_vmsplice: case SYS_copy_file_range:
-    case SYS_fsync: case SYS_fdatasync: case SYS_sync: case SYS_syncfs: case SYS_msync:
-    case SYS_fallocate: case SYS_flock: case SYS_fcntl: case SYS_ioctl:
     case SYS_semop: case SYS_semtimedop: case SYS_msgsnd: case SYS_msgrcv:
     case SYS_mq_timedsend: case SYS_mq_timedreceive:
     case SYS_io_getevents: case SYS_io_uring_enter: case SYS_getrandom:
-    case SYS_rt_sigtimedwait: case SYS_rt_sigsuspend: case SYS_close: case SYS_getdents64:
+    case SYS_rt_sigtimedwait: case SYS_rt_sigsuspend: case SYS_pause:
+    case SYS_nanosleep: case SYS_clock_nanosleep:
+    case SYS_fsync: case SYS_fdatasync: case SYS_sync: case SYS_syncfs: case SYS_msync:
+    case SYS_fallocate: case SYS_flock: case SYS_fcntl: case SYS_ioctl:
+    case SYS_copy_file_range: case SYS_vmsplice:
       return true;
     default:
       return nr > kFutexWaitv;  // newer than we are
@@ -92,9 +87,10 @@ long by_number(long nr, const long a[6]) {
       break;
     default: break;
   }
-  if (may_block(nr)) return in_syscall([&] { return plain(nr, a); });
+  if (!sched.booted.load(std::memory_order_relaxed) || in_vfork_child()) return plain(nr, a);
   long r;
-  if (!in_vfork_child() && process_syscall(nr, a, &r)) return r;
+  if (io_syscall(nr, a, &r) || process_syscall(nr, a, &r)) return r;
+  if (may_block(nr)) return in_syscall([&] { return plain(nr, a); });
   return plain(nr, a);
 }
 

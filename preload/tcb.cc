@@ -79,9 +79,9 @@ Module modules[kMaxModules];
 size_t n_modules;
 size_t libc_module, own_module;
 Lock modules_lock;  // guards the four above
-uint64_t loads;     // dlpi_adds + dlpi_subs as of the last reading
-std::atomic<bool> modules_stale{false};
-void modules_reread();
+// Readings still to be made after a dlopen or dlclose whose end we do not see (dl.cc).
+std::atomic<uint32_t> modules_stale{0};
+constexpr uint32_t kReadings = 64;
 
 char* fs_base() { return static_cast<char*>(__builtin_thread_pointer()); }
 TcbHead* head_of(uintptr_t fs) { return reinterpret_cast<TcbHead*>(fs); }
@@ -95,7 +95,6 @@ bool find(F& out, const char* name) {
 }
 
 int add_module(dl_phdr_info* info, size_t, void* arg) {
-  loads = info->dlpi_adds + info->dlpi_subs;
   if (info->dlpi_tls_modid == 0) return 0;
   auto& n = *static_cast<size_t*>(arg);
   if (n == kMaxModules) return 0;
@@ -275,42 +274,68 @@ void tcb_reset(G* g) {
   h_errno = 0;
 }
 
-void tcb_modules_stale() { modules_stale.store(true, std::memory_order_release); }
+void tcb_modules_stale() { modules_stale.store(kReadings, std::memory_order_release); }
+
+namespace {
+
+bool has_tls(const G* g) { return g->cls != nullptr && !g->fresh; }
+
+// A new library's block in g. It was zero until now; what is not belongs to a constructor
+// or a user that was faster than we, and stays.
+void set_new_static(G* g, const Module& m) {
+  char* block = reinterpret_cast<char*>(g->fs) - m.offset;
+  auto* image = static_cast<const char*>(m.image);
+  for (size_t i = 0; i < m.image_bytes; i++)
+    if (block[i] == 0) block[i] = image[i];
+}
+
+template <class F>
+void every_tls(F f) {
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
+    if (has_tls(g)) f(g);
+}
+
+bool same(const Module& a, const Module& b) {
+  return a.id == b.id && a.offset == b.offset && a.image == b.image;
+}
+
+bool among(const Module& m, const Module* list, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (same(m, list[i])) return true;
+  return false;
+}
+
+// libc does for its own threads what we do here for ours (it keeps them on no list).
+void modules_reread() {
+  static Module seen[kMaxModules];
+  size_t n_seen = n_modules;
+  memcpy(seen, modules, n_seen * sizeof(Module));
+  read_modules();
+  for (size_t i = 0; i < n_seen; i++) {
+    const Module& m = seen[i];
+    if (m.offset == 0 || among(m, modules, n_modules)) continue;
+    every_tls([&](G* g) { memset(reinterpret_cast<char*>(g->fs) - m.offset, 0, m.bytes); });
+  }
+  for (size_t i = 0; i < n_modules; i++) {
+    const Module& m = modules[i];
+    if (m.offset == 0 || m.image_bytes == 0 || among(m, seen, n_seen)) continue;
+    every_tls([&](G* g) { set_new_static(g, m); });
+  }
+}
+
+}  // namespace
 
 void tcb_modules_refresh() {
-  if (WEFT_LIKELY(!modules_stale.load(std::memory_order_acquire))) return;
+  uint32_t left = modules_stale.load(std::memory_order_acquire);
+  if (WEFT_LIKELY(left == 0)) return;
   G* me = this_g();
   if (me != nullptr) engine_enter(me);  // else preempted while holding the lock
   modules_lock.lock();
-  // Still stale while dlopen runs (we may be in a constructor): `adds` tells.
+  modules_stale.compare_exchange_strong(left, left - 1, std::memory_order_relaxed);
   modules_reread();
   modules_lock.unlock();
   if (me != nullptr) engine_exit(me);
 }
-
-namespace {
-
-void modules_reread() {
-  static size_t seen[kMaxModules];
-  size_t n_seen = n_modules;
-  uint64_t before = loads;
-  for (size_t i = 0; i < n_seen; i++) seen[i] = modules[i].offset == 0 ? 0 : modules[i].id;
-  read_modules();
-  for (size_t i = 0; i < n_modules; i++) {
-    const Module& m = modules[i];
-    if (m.offset == 0) continue;
-    bool known = false;
-    for (size_t k = 0; k < n_seen; k++) known |= seen[k] == m.id;
-    if (known) continue;
-    // libc initialised this block in its own threads only (it keeps our Gs on no list).
-    for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
-      if (!g->fresh && g->cls != nullptr && g != t_g) reset_static(g->fs, m);
-    if (t_g != nullptr && t_g->cls != nullptr) reset_static(t_g->fs, m);
-  }
-  if (loads != before) modules_stale.store(false, std::memory_order_relaxed);
-}
-
-}  // namespace
 
 void tcb_after_fork_child(G* g) {
   struct Node {

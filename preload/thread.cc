@@ -39,9 +39,8 @@ namespace {
 constexpr uint32_t kFirstVtid = 1u << 22;  // above any kernel tid (PID_MAX_LIMIT)
 
 void set_stack(G* g, const SpawnAttr& a) {
-  TcbLayout l = host_tcb_layout();
   g->stack_lo = g->slot_lo + g->guard_bytes;
-  g->stack_hi = reinterpret_cast<char*>((g->fs - l.below_bytes) & ~uintptr_t{63});
+  g->stack_hi = g->slot_stack_hi;
   if (a.user_stack != nullptr) {
     g->stack_lo = static_cast<char*>(a.user_stack);
     g->stack_hi = g->stack_lo + a.stack_bytes;
@@ -73,7 +72,7 @@ G* make_thread(const SpawnAttr& a, int* err) {
     g->fresh = false;
     t->first_run = true;
   }
-  t->stack_bytes = a.stack_bytes;
+  t->stack_bytes = a.user_stack != nullptr ? a.stack_bytes : g->cls->stack_bytes;
   t->guard_bytes = a.guard_bytes;
   t->join.store(a.detached ? kDetached : kJoinable, std::memory_order_relaxed);
   Thread* creator = this_thread();
@@ -124,10 +123,13 @@ void prepare_thread(G* g) {
   t->joining.store(0, std::memory_order_relaxed);
   t->joins.store(nullptr, std::memory_order_relaxed);
   t->cancel_requested.store(0, std::memory_order_relaxed);
-  t->cancel_disabled = t->cancel_async = t->exiting = false;
+  t->cancel_disabled.store(false, std::memory_order_relaxed);
+  t->cancel_async = t->exiting = t->in_cancel_call = false;
   t->first_run = false;
   t->sigwait_set.store(0, std::memory_order_relaxed);
   t->sig_no_restart = false;
+  t->mask_saved = false;
+  if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
   t->alive.store(true, std::memory_order_relaxed);
   g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it
@@ -266,7 +268,8 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
 
 template <class F>
 int native_wait(F f) {  // another kernel thread's end: its own futex, in the kernel
-  return in_syscall_block(f);
+  cancel_point();
+  return in_cancel_syscall_block(f);
 }
 
 }  // namespace

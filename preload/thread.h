@@ -38,16 +38,20 @@ struct Thread {
   std::atomic<bool> alive{false};
   bool tsd_used = false;
   bool first_run = false;                // its TCB was made just now
-  // --- cancellation (cancel.cc); written by the thread, `requested` by anyone
+  // --- cancellation (cancel.cc); written by the thread, requested and senders by anyone
   std::atomic<uint32_t> cancel_requested{0};
-  bool cancel_disabled = false;
+  std::atomic<uint32_t> cancel_senders{0};  // in pthread_cancel of this thread just now
+  std::atomic<bool> cancel_disabled{false};
   bool cancel_async = false;
+  bool in_cancel_call = false;           // in the kernel call of a cancellation point
   bool exiting = false;                  // unwinding: no cancel is acted on any more
   // --- signals (signals.h)
   PendingSet pending;
   std::atomic<uint64_t> sigwait_set{0};  // what it sleeps for in sigwait; senders look
   uint64_t sig_handled = 0;              // handlers run so far; own thread only
   bool sig_no_restart = false;           // one of them had no SA_RESTART
+  bool mask_saved = false;               // saved_mask comes back as the first handler returns
+  uint64_t saved_mask = 0;
   // --- attributes as pthread_getattr_np tells them
   size_t stack_bytes = 0;
   size_t guard_bytes = 0;

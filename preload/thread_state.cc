@@ -40,18 +40,40 @@ long set_personality(unsigned long p) {
   return old;
 }
 
-// The tracer is one kernel thread: all its calls must come from it. The caller is wired;
-// a child that asked for it (TRACEME) is traced by the M that forked it, which may have
-// been another: that one is asked to make the call.
-long trace(const long a[4]) {
-  wire_thread("ptrace");
-  long r = sys_call(SYS_ptrace, a[0], a[1], a[2], a[3]);
-  if (r != -ESRCH || t_fork_ktid == 0 || t_fork_ktid == sys_gettid()) return r;
+// The kernel thread that attached last for the calling G.
+thread_local constinit int t_tracer_ktid = 0;
+
+long trace_on(int ktid, const long a[4]) {
   KCall call{SYS_ptrace, a[0], a[1], a[2], a[3]};
+  G* g = this_g();
   kcall_lock();
-  bool made = kcall_on(t_fork_ktid, &call);
+  if (g != nullptr) engine_enter(g);
+  bool made = ktid != 0 && ktid != sys_gettid() && kcall_on(ktid, &call);
+  if (g != nullptr) engine_exit(g);
   kcall_unlock();
-  return made ? call.result : r;
+  return made ? call.result : -ESRCH;
+}
+
+// To the kernel a tracer is one thread: the M that attached, or the one that forked a child
+// which asked to be traced (TRACEME). The G may have left it since. So whichever M is the
+// tracer is asked to make the call. Wiring would not do: it is too late when a child stops,
+// and the M of a wired G ends with it, which would let every tracee go.
+long trace(const long a[4]) {
+  long request = a[0];
+  auto raw = [&] { return sys_call(SYS_ptrace, a[0], a[1], a[2], a[3]); };
+  if (request == PTRACE_TRACEME) return native_self("ptrace", raw);
+  if (request == PTRACE_ATTACH || request == PTRACE_SEIZE)
+    return try_out([&] {
+      t_tracer_ktid = sys_gettid();
+      return raw();
+    });
+  long r = raw();
+  if (r == -ESRCH) r = trace_on(t_tracer_ktid, a);
+  if (r == -ESRCH) r = trace_on(t_fork_ktid, a);
+  M* m = sched.all_m.load(std::memory_order_acquire);
+  for (; r == -ESRCH && m != nullptr; m = m->all_next)
+    r = trace_on(m->tid.load(std::memory_order_relaxed), a);
+  return r;
 }
 
 }  // namespace

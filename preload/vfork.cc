@@ -16,6 +16,7 @@
 
 #include "preload/api.h"
 #include "preload/fork.h"
+#include "preload/io_fd.h"
 
 namespace weft {
 
@@ -38,6 +39,7 @@ __attribute__((used, visibility("hidden"))) uint64_t weft_vfork_begin() {
   uint32_t depth = t_vfork_depth;
   CHECK(depth < kDepthMask);
   uint64_t token = reinterpret_cast<uint64_t>(t_g) | depth;
+  if (depth == 0) io_descriptors_shared();
   G* g = this_g();
   if (depth == 0 && g != nullptr && g_state(g) == GState::kRunning) {
     enter_syscall(g);

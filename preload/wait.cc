@@ -9,6 +9,7 @@
 // __WNOTHREAD is dropped for Gs: "children of this thread" would mean the M's.
 #include <sys/wait.h>
 
+#include "preload/cancel.h"
 #include "preload/api.h"
 
 using namespace weft;
@@ -24,7 +25,7 @@ long wait_loop(int options, F f, None none) {
   cancel_point();
   long r = f(options | WNOHANG);
   if ((options & WNOHANG) != 0 || !none(r)) return r;
-  r = in_syscall_block([&] { return f(options); });
+  r = in_cancel_syscall_block([&] { return f(options); });
   if (r == -EINTR) cancel_point();
   return r;
 }

@@ -13,6 +13,7 @@
 
 #include "preload/knobs.h"
 #include "preload/say.h"
+#include "preload/signals.h"
 #include "preload/thread.h"
 
 namespace weft {
@@ -93,6 +94,7 @@ void wire_thread(const char* why) {
     say_line("weft: wired thread", id, text);
   }
   wire_self(why);
+  signals_wired(g);
   tcb_wire(g);
 }
 

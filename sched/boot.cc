@@ -61,7 +61,6 @@ int sched_boot(const BootConfig& c, G* g1, G* g0_slot) {
     g1->state.store(static_cast<uint64_t>(GState::kRunning), std::memory_order_relaxed);
     m0->curg.store(g1, std::memory_order_relaxed);
     m0->kmask = g1->sigmask;
-    m0->kalt = g1->altstack;
     t_g = g1;
     acquire_p(m0, &sched.p[0]);
   } else {

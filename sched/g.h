@@ -84,6 +84,7 @@ struct alignas(kCacheLine) G {
   char* stack_lo = nullptr;         // lowest usable byte
   char* stack_hi = nullptr;         // where the first frame starts
   char* slot_lo = nullptr;          // guard included
+  char* slot_stack_hi = nullptr;    // as stack_hi, also while a stack of the program's is used
   size_t guard_bytes = 0;
   G* all_next = nullptr;            // list of every G ever made; append-only
 
@@ -96,6 +97,7 @@ enum Attention : uint32_t {
   kAttCancel = 2,   // asynchronous cancel requested
   kAttPreempt = 4,  // its slice is over
   kAttModules = 8,  // it called dlopen or dlclose
+  kAttBreak = 32,   // with kAttCancel: no wait at all is to begin
   kAttWire = 16,    // another thread asked for native scheduling of it (preload/wire.h)
 };
 

@@ -32,8 +32,8 @@ TcbLayout host_tcb_layout();
 // ends in g_exit().
 [[noreturn]] void host_g_main(G* g);
 
-// The kernel's view of signals on this M is about to belong to `next` (mask, alternate
-// stack). Called only when they differ. In the engine, on the stack switched away from.
+// The kernel's signal mask on this M is about to be `next`'s: make it so and note it in
+// m->kmask. Called only when they differ. In the engine, on the stack switched away from.
 void host_sync_signals(M* m, G* next);
 
 // The engine was left (depth 1 -> 0) with g->attention set: deliver deferred signals,

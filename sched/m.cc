@@ -25,10 +25,10 @@ void wake_m(M* m) {
 }
 
 void block_signals(M* m) {
-  if (m->kmask == kAllSignals) return;
+  if (m->kmask == kMaskNoG) return;
   uint64_t all = kAllSignals;
   sys_sigprocmask(2 /*SIG_SETMASK*/, &all, nullptr);
-  m->kmask = all;
+  m->kmask = kMaskNoG;
 }
 
 // First code of a spawned M, on the stack libc gave it, which becomes g0's.
@@ -37,7 +37,6 @@ void m_main(void* arg) {
   t_g = &m->g0;
   m->g0.fs = reinterpret_cast<uintptr_t>(__builtin_thread_pointer());
   m->tid.store(sys_gettid(), std::memory_order_relaxed);
-  m->kmask = kAllSignals;
   {
     Hold hold(sched.lock);
     m->all_next = sched.all_m.load(std::memory_order_relaxed);

@@ -20,8 +20,9 @@ void fire_sleep(Timer* t) {
 }  // namespace
 
 Reason park(G* g) {
-  if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0) &&
-      g->interruptible.load(std::memory_order_relaxed)) {
+  uint32_t bits = g->attention.load(std::memory_order_relaxed);
+  if (WEFT_UNLIKELY(bits != 0) &&
+      (g->interruptible.load(std::memory_order_relaxed) || (bits & kAttBreak) != 0)) {
     // A signal or a cancel came before we published: do not sleep on it. If the claim is
     // lost, somebody else ends this park and has put us on a queue: leave through that.
     uint64_t w = g->park.load(std::memory_order_relaxed);
@@ -60,6 +61,14 @@ bool park_interrupt(G* g) {
   uint64_t w = g->park.load(std::memory_order_acquire);
   if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting)) return false;
   if (!g->interruptible.load(std::memory_order_relaxed)) return false;  // written before park
+  if (!park_claim(g, w, Reason::kInterrupted)) return false;
+  ready(g);
+  return true;
+}
+
+bool park_break(G* g) {
+  uint64_t w = g->park.load(std::memory_order_acquire);
+  if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting)) return false;
   if (!park_claim(g, w, Reason::kInterrupted)) return false;
   ready(g);
   return true;

@@ -64,6 +64,10 @@ Reason park_until(G* g, uint64_t token, uint64_t deadline_ns);
 // Ends g's park with kInterrupted if it is in an interruptible one. Signals and cancels.
 bool park_interrupt(G* g);
 
+// Ends whatever park g is in: for an asynchronous cancel, which takes the G out of its wait
+// and acts before the wait's caller goes on.
+bool park_break(G* g);
+
 // Sleeps without a queue. Returns kTimeout or kInterrupted.
 Reason park_sleep(G* g, uint64_t deadline_ns, Wait why, bool interruptible);
 

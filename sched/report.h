@@ -51,8 +51,8 @@ bool report_all_asleep();
 
 // The whole dump, as the signal and fatal() print it, in a forked copy of the process when
 // one can be had: unwinding may read wild addresses there, and nobody waits for a lock.
-// Returns the copy's pid (0: it was printed in place, without stacks); with `wait` it has
-// ended when this returns.
+// Returns the copy's pid (0: it was printed in place, without stacks); with `wait` (fatal) it
+// has ended when this returns, and holds the caller's own stack too.
 int report_in_copy(const char* title, uint32_t events, bool wait);
 // In the copy: the process it was made of; else 0.
 extern int report_copy_parent;

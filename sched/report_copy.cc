@@ -16,13 +16,18 @@ namespace {
 
 constexpr uint64_t kCopyNs = 10'000'000'000;
 
-void print_all(const char* title, uint32_t events, bool stacks) {
+void print_all(const char* title, uint32_t events, bool stacks, bool own) {
   Out out;
   out << "weft: " << title << " of process " << (report_copy_parent != 0 ? report_copy_parent : sys_getpid())
       << "\n";
   if (events != 0) {
     report_ms(out, events);
     report_ps(out);
+  }
+  if (own && stacks && (t_g == nullptr || t_g->is_g0)) {
+    out << "the calling thread\n";
+    out.flush();
+    host_print_stack(nullptr);
   }
   report_gs(out, stacks);
   if (report_all_asleep())
@@ -37,13 +42,13 @@ int report_in_copy(const char* title, uint32_t events, bool wait) {
   int parent = sys_getpid();
   long pid = sys_call(SYS_clone, 0, 0, 0, 0, 0);
   if (pid < 0) {
-    print_all(title, events, false);
+    print_all(title, events, false, false);
     return 0;
   }
   if (pid == 0) {
     report_copy_parent = parent;
     sys_call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
-    print_all(title, events, true);
+    print_all(title, events, true, wait);
     sys_call(SYS_exit_group, 0);
   }
   sys_call(SYS_prctl, PR_SET_PTRACER, pid);  // where Yama would forbid it; else no effect

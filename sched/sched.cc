@@ -107,9 +107,7 @@ void begin_run(M* m, P* p, G* g) {
   count(p->switches);
   if (!p->inherit) count(p->tick);
   m->trace.add(Ev::kRun, g->index, p->id);
-  if (WEFT_UNLIKELY(m->kmask != g->sigmask || m->kalt.sp != g->altstack.sp ||
-                    m->kalt.flags != g->altstack.flags))
-    host_sync_signals(m, g);
+  if (WEFT_UNLIKELY(m->kmask != g->sigmask)) host_sync_signals(m, g);
 }
 
 void do_switch(G* from, G* to) {

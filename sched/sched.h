@@ -83,6 +83,9 @@ struct alignas(kCacheLine) P {
   uint64_t n_steals = 0, n_handoffs = 0;
 };
 
+constexpr uint32_t kSentUrg = 1, kSentPoke = 2;
+constexpr uint64_t kMaskNoG = ~uint64_t{0};  // no G's mask: 32 and 33 are never in one
+
 struct alignas(kCacheLine) M {
   G g0;                                  // the scheduler stack of this M
   std::atomic<G*> curg{nullptr};
@@ -98,9 +101,11 @@ struct alignas(kCacheLine) M {
   std::atomic<uint32_t> park{0};         // 1 = woken
   // Handshake for hidden blocks: 0 none, 1 sysmon is deciding, 2 the P is gone.
   std::atomic<uint32_t> retake{0};
-  std::atomic<bool> preempt_sent{false}; // our SIGURG is under way
-  uint64_t kmask = 0;                    // signal mask the kernel holds for this M
-  AltStack kalt;                         // alternate stack the kernel holds for this M
+  // Signals of ours under way to this kernel thread (kSent*): who is about to enter the
+  // kernel waits until they have landed, so that they interrupt no call (syscall.h).
+  std::atomic<uint32_t> sent{0};
+  std::atomic<bool> preempt_due{false};  // one of them says that the slice is over
+  uint64_t kmask = kMaskNoG;             // the G mask that the kernel holds for this M
   M* idle_link = nullptr;                // sched.lock
   M* all_next = nullptr;                 // append-only
   TraceRing trace;

@@ -1,14 +1,21 @@
 // stack.cc - cutting, guarding and recycling slots (see stack.h).
 //
-// Where strides reach 2 MiB, slots are placed so that their boundary falls into the middle
-// of a 2 MiB region: a slot's top pages and the next slot's guard then share one page-table
-// page. Otherwise each thread costs 4 KiB of page table for its guard alone.
+// A slot is as long as guard and stack, plus the TLS, TCB and G at its top rounded down to
+// pages: the odd part of a page is taken from the stack, as libc takes all of it. So the
+// stack_bytes above the guard hold every frame, which is what pthread_getattr_np must be
+// able to say, and the first frames share a page with the TLS. One slot's top touches the
+// next one's guard: they mostly share a page-table page.
+//
+// Free slots: each P's list (no lock), refilled and relieved in batches; beyond that the
+// class's warm list, and when that is long, its cold one, whose stacks are given back to the
+// kernel (TLS and G stay: libc's malloc cache lives there).
 //
 // Tops are coloured by up to 15 cache lines: TCBs and first frames of all slots would
 // otherwise fall into the same few sets of the L1 cache.
 #include "sched/stack.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <new>
 
@@ -17,10 +24,14 @@ namespace {
 
 constexpr uint32_t kMaxClasses = 64;
 constexpr uint32_t kMaxChunks = 8192;
-constexpr size_t kRegion = size_t{2} << 20;        // one page-table page maps this much
 constexpr size_t kMaxChunkBytes = size_t{64} << 30;
 constexpr uint32_t kColours = 16;
+constexpr size_t kLeastStack = 2 * kPageBytes;     // the colour and the odd part must fit in
 constexpr uint32_t kPerPFree = 256;
+constexpr uint32_t kBatch = 64;                    // slots from the class's list to a P's at once
+constexpr uint32_t kWarm = 1024;                   // free slots of a class that keep their stack pages
+constexpr uint32_t kMaxChunkSlots = 65536;
+constexpr uint32_t kTightChunkSlots = 8;           // where RLIMIT_AS makes address space dear
 constexpr int kMadvGuardInstall = 102;             // linux/mman.h of 6.13; not in Debian 12's headers
 
 struct Chunk {
@@ -46,10 +57,10 @@ TcbLayout layout() {
   return l;
 }
 
-size_t top_bytes() {
+// What a slot needs above its stack; with a colour it is up to kColours lines more.
+size_t least_top_bytes() {
   TcbLayout l = layout();
-  return round_up(l.below_bytes, l.align) + round_up(l.above_bytes, kCacheLine) + sizeof(G) +
-         kColours * kCacheLine;
+  return round_up(l.below_bytes, l.align) + round_up(l.above_bytes, kCacheLine) + sizeof(G);
 }
 
 StackClass* class_for(size_t stack_bytes, size_t guard_bytes) {
@@ -71,38 +82,38 @@ StackClass* class_for(size_t stack_bytes, size_t guard_bytes) {
   StackClass& c = classes[n];
   c.stack_bytes = stack_bytes;
   c.guard_bytes = guard_bytes;
-  c.stride = round_up(guard_bytes + stack_bytes + top_bytes(), kPageBytes);
-  if (c.stride >= kRegion / 2) c.stride = round_up(c.stride, kRegion);
+  c.stride = guard_bytes + stack_bytes + (least_top_bytes() & ~(kPageBytes - 1));
   n_classes.store(n + 1, std::memory_order_release);
   return &c;
 }
 
+bool address_space_is_dear() {
+  uint64_t limit[2] = {0, 0};
+  return sys_call(SYS_getrlimit, RLIMIT_AS, sys_arg(&limit[0])) == 0 && limit[0] != kNever;
+}
+
 // Maps the next chunk of c; c->lock held. Halves the wish until the kernel agrees.
 bool map_chunk(StackClass* c) {
-  size_t slack = c->stride % kRegion == 0 ? kRegion : 0;
-  for (size_t n = c->next_chunk; n > 0; n /= 2) {
-    size_t bytes = n * c->stride + slack;
+  size_t wish = c->next_chunk;
+  if (wish > kTightChunkSlots && address_space_is_dear()) wish = kTightChunkSlots;
+  for (size_t n = wish; n > 0; n /= 2) {
+    size_t bytes = n * c->stride;
     if (bytes > kMaxChunkBytes && n > 1) continue;
     void* p = sys_mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK);
     if (sys_failed(p)) continue;
     sys_madvise(p, bytes, MADV_NOHUGEPAGE);
-    char* lo = static_cast<char*>(p);
-    if (slack != 0) {
-      uintptr_t a = reinterpret_cast<uintptr_t>(lo);
-      lo += (kRegion + kRegion / 2 - a % kRegion) % kRegion;  // boundary mid-region
-    }
     Hold hold(pool_lock);
     uint32_t k = n_chunks.load(std::memory_order_relaxed);
     if (k == kMaxChunks) {
       sys_munmap(p, bytes);
       return false;
     }
-    c->cut = lo;
-    c->cut_end = lo + n * c->stride;
+    c->cut = static_cast<char*>(p);
+    c->cut_end = c->cut + bytes;
     chunks[k] = {c->cut, c->cut_end, c};
     n_chunks.store(k + 1, std::memory_order_release);
-    if (c->next_chunk < 65536) c->next_chunk *= 2;
+    if (c->next_chunk < kMaxChunkSlots) c->next_chunk *= 2;
     return true;
   }
   return false;
@@ -145,19 +156,51 @@ G* make_g(StackClass* c, char* slot) {
   g->fs = tcb;
   g->stack_lo = slot + c->guard_bytes;
   g->stack_hi = reinterpret_cast<char*>((tcb - l.below_bytes) & ~uintptr_t{kCacheLine - 1});
+  g->slot_stack_hi = g->stack_hi;
   install_guard(slot, c->guard_bytes);
   all_gs_add(g);
   return g;
 }
 
-G* take_free(StackClass* c) {
+// The caller's list of free slots; null on foreign and wired threads.
+GList* local_list() {
   M* m = this_m();
-  if (m != nullptr && m->p != nullptr) {
-    GList& local = m->p->free_gs;
-    if (local.head != nullptr && local.head->cls == c) return local.pop();
-  }
+  return m != nullptr && m->p != nullptr ? &m->p->free_gs : nullptr;
+}
+
+G* take_free(StackClass* c) {
+  GList* local = local_list();
+  if (local != nullptr && local->head != nullptr && local->head->cls == c) return local->pop();
+  if (c->n_free.load(std::memory_order_relaxed) == 0) return nullptr;
   Hold hold(c->lock);
-  return c->free.pop();
+  G* g = c->warm.pop();
+  if (g == nullptr) g = c->cold.pop();
+  // Whoever creates without ending (another P ends them) comes here once in kBatch.
+  if (local != nullptr && local->head == nullptr)
+    for (uint32_t i = 1; i < kBatch && c->warm.head != nullptr; i++) local->push(c->warm.pop());
+  c->n_free.store(c->warm.n + c->cold.n, std::memory_order_relaxed);
+  return g;
+}
+
+// The stack's whole pages go back to the kernel. Its last owner must be off it.
+void trim(G* g) {
+  wait_off_cpu(g);
+  uintptr_t hi = reinterpret_cast<uintptr_t>(g->slot_stack_hi) & ~(kPageBytes - 1);
+  char* lo = g->slot_lo + g->guard_bytes;
+  if (hi > reinterpret_cast<uintptr_t>(lo))
+    sys_madvise(lo, hi - reinterpret_cast<uintptr_t>(lo), MADV_DONTNEED);
+}
+
+// Gives a batch of one class to all Ps.
+void give_back(StackClass* c, GList& gs) {
+  bool cold = c->n_free.load(std::memory_order_relaxed) >= kWarm;
+  if (cold)
+    for (G* g = gs.head; g != nullptr; g = g->link) trim(g);
+  Hold hold(c->lock);
+  GList& to = cold ? c->cold : c->warm;
+  gs.append(to);  // in front: LIFO
+  to = gs;
+  c->n_free.store(c->warm.n + c->cold.n, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -174,8 +217,8 @@ G* all_gs_first() { return all_gs.load(std::memory_order_acquire); }
 bool guards_exhausted() { return guards_gone.load(std::memory_order_relaxed); }
 
 G* g_alloc(size_t stack_bytes, size_t guard_bytes) {
-  StackClass* c =
-      class_for(round_up(stack_bytes, kPageBytes), round_up(guard_bytes, kPageBytes));
+  stack_bytes = stack_bytes < kLeastStack ? kLeastStack : round_up(stack_bytes, kPageBytes);
+  StackClass* c = class_for(stack_bytes, round_up(guard_bytes, kPageBytes));
   if (c == nullptr) return nullptr;
   if (G* g = take_free(c)) {
     // Its last owner may still be on the way off this stack; that takes nanoseconds.
@@ -191,25 +234,27 @@ G* g_alloc(size_t stack_bytes, size_t guard_bytes) {
 }
 
 void g_free(G* g) {
-  M* m = this_m();
   StackClass* c = g->cls;
-  if (m != nullptr && m->p != nullptr) {
-    GList& local = m->p->free_gs;
-    if (local.n < kPerPFree && (local.head == nullptr || local.head->cls == c)) {
-      local.push_front(g);
+  GList* local = local_list();
+  if (local == nullptr || (local->head != nullptr && local->head->cls != c)) {
+    GList one;
+    one.push(g);
+    // The caller may be g itself, still on that stack: then it is not to be trimmed.
+    if (g == t_g) {
+      Hold hold(c->lock);
+      c->warm.push_front(g);
+      c->n_free.store(c->warm.n + c->cold.n, std::memory_order_relaxed);
       return;
     }
-    if (local.n >= kPerPFree) {  // give half back to all Ps
-      GList half;
-      StackClass* lc = local.head->cls;
-      for (uint32_t i = 0; i < kPerPFree / 2; i++) half.push(local.pop());
-      Hold hold(lc->lock);
-      half.append(lc->free);
-      lc->free = half;
-    }
+    give_back(c, one);
+    return;
   }
-  Hold hold(c->lock);
-  c->free.push_front(g);
+  if (local->n >= kPerPFree) {
+    GList half;
+    for (uint32_t i = 0; i < kPerPFree / 2; i++) half.push(local->pop());
+    give_back(c, half);
+  }
+  local->push_front(g);
 }
 
 void g_prepare(G* g, char* stack_hi, void (*fn)(void*), void* arg) {
@@ -252,7 +297,7 @@ void stack_after_fork(G* keep) {
   uint32_t n = n_classes.load(std::memory_order_relaxed);
   for (uint32_t i = 0; i < n; i++) {
     classes[i].lock.reset();
-    classes[i].free = GList{};
+    classes[i].warm = classes[i].cold = GList{};
   }
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next) {
     if (g == keep || g->cls == nullptr) continue;
@@ -262,8 +307,10 @@ void stack_after_fork(G* keep) {
     g->engine.store(0, std::memory_order_relaxed);
     g->attention.store(0, std::memory_order_relaxed);
     g->wired = false;
-    g->cls->free.push(g);
+    g->cls->warm.push(g);
   }
+  for (uint32_t i = 0; i < n; i++)
+    classes[i].n_free.store(classes[i].warm.n, std::memory_order_relaxed);
 }
 
 }  // namespace weft

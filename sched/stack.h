@@ -10,7 +10,7 @@
 // type-stable (g.h).
 //
 // A dead G keeps its slot and its TLS; `fresh` says that the TLS was never made. Free Gs:
-// per P for the class used last (no lock), else the class's list. LIFO, for warm pages.
+// per P for the class used last (no lock), else the class's lists. LIFO, for warm pages.
 //
 // Callers: g_alloc in the engine or on a foreign thread; g_free by whoever owns a dead G.
 #pragma once
@@ -23,15 +23,18 @@ struct StackClass {
   size_t stack_bytes = 0;   // usable, page multiple
   size_t guard_bytes = 0;
   size_t stride = 0;        // slot to slot
-  Lock lock;                // guards the two lists
-  GList free;
+  Lock lock;                // guards the lists and the cut
+  GList warm;               // free slots
+  GList cold;               // free slots whose stack pages were given back
+  std::atomic<uint32_t> n_free{0};  // both lists; for readers without the lock
   char* cut = nullptr;      // next never-used slot
   char* cut_end = nullptr;
   uint32_t next_chunk = 16; // slots in the next mapping; doubles
 };
 
-// A dead G with at least `stack_bytes` of stack (the TLS comes on top of it) and the guard,
-// or null when memory or the class table is exhausted (EAGAIN to the program).
+// A dead G whose slot has `stack_bytes` above its guard, of which TLS and TCB take at most
+// the odd part of a page; null when memory or the class table is exhausted (EAGAIN to the
+// program).
 G* g_alloc(size_t stack_bytes, size_t guard_bytes);
 // Returns a dead G. Its on_cpu may still be 1: g_alloc's next taker waits for it.
 void g_free(G* g);

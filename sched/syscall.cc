@@ -56,13 +56,27 @@ void get_p_or_queue(G* g) {
 
 }  // namespace
 
-void enter_syscall(G* g) {
+// A signal of ours is under way to this M, or somebody is deciding to send one. The bound:
+// fork and masked waits come here with signals blocked.
+void let_signals_land(G* g) {
+  for (int i = 0; i < 100 && g->m->sent.load(std::memory_order_relaxed) != 0; i++)
+    sys_sched_yield();
+}
+
+void enter_syscall_masked(G* g) {
   M* m = g->m;
   m->trace.add(Ev::kSysEnter, g->index);
   uint64_t w = g->state.load(std::memory_order_relaxed);
   // Step 1. Release: sysmon's acquire sees the P as we leave it.
   g->state.store(with_state(w + kCountOne, static_cast<uint32_t>(GState::kSyscall)),
                  std::memory_order_release);
+}
+
+void enter_syscall(G* g) {
+  enter_syscall_masked(g);
+  // Pairs with the membarrier in sent_begin: it sees our state or we see its mark.
+  compiler_barrier();
+  if (WEFT_UNLIKELY(g->m->sent.load(std::memory_order_relaxed) != 0)) let_signals_land(g);
 }
 
 void enter_syscall_block(G* g) {
@@ -91,23 +105,56 @@ void enter_syscall_block(G* g) {
   if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0)) {
     exit_syscall(g);  // attends; what comes later finds us outside the engine and interrupts
     enter_syscall(g);
+  } else if (WEFT_UNLIKELY(g->m->sent.load(std::memory_order_relaxed) != 0)) {
+    let_signals_land(g);
   }
 }
 
+bool sent_begin(M* m, G* g, uint32_t bit, bool running_only) {
+  for (;;) {
+    // Whoever set it sends, and what lands looks at everything that is due.
+    if ((m->sent.fetch_or(bit, std::memory_order_seq_cst) & bit) != 0) return false;
+    if (g == t_g) return true;
+    if (sched.membarrier) sys_call(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+    G* now = m->curg.load(std::memory_order_acquire);
+    GState s = now == nullptr ? GState::kDead : g_state(now);
+    bool in_call = s == GState::kSyscall || static_cast<uint32_t>(s) == kSyscallLost;
+    if (now == g && (s == GState::kRunning || (in_call && !running_only))) return true;
+    m->sent.fetch_and(~bit, std::memory_order_seq_cst);
+    // Another sender may have relied on us for whoever is there now.
+    G* other = m->curg.load(std::memory_order_acquire);
+    if (other == nullptr || other == g || other->wired ||
+        (other->attention.load(std::memory_order_seq_cst) & (kAttSignal | kAttCancel)) == 0)
+      return false;
+    g = other;
+    running_only = false;
+  }
+}
+
+// A signal handler may come between any two steps: it brackets itself with the exit and the
+// enter of its own, so the state word is what it was but for the count, or the P is lost
+// meanwhile, or was lost and is there again.
 void exit_syscall(G* g) {
   uint64_t w = g->state.load(std::memory_order_relaxed);
-  // Step 3. Acquire-release against retake_syscall's CAS: one of us owns the P.
-  if (WEFT_LIKELY((w & kStateMask) == static_cast<uint64_t>(GState::kSyscall) &&
-                  g->state.compare_exchange_strong(
-                      w, with_state(w, static_cast<uint32_t>(GState::kRunning)),
-                      std::memory_order_acq_rel, std::memory_order_relaxed))) {
-    if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0 &&
-                      g->engine.load(std::memory_order_relaxed) == 0))
-      host_attention(g);
-    return;
+  for (;;) {
+    // Step 3. Acquire-release against retake_syscall's CAS: one of us owns the P.
+    while (WEFT_LIKELY((w & kStateMask) == static_cast<uint64_t>(GState::kSyscall))) {
+      if (!g->state.compare_exchange_strong(
+              w, with_state(w, static_cast<uint32_t>(GState::kRunning)),
+              std::memory_order_acq_rel, std::memory_order_relaxed))
+        continue;
+      if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0 &&
+                        g->engine.load(std::memory_order_relaxed) == 0))
+        host_attention(g);
+      return;
+    }
+    g->engine.store(g->engine.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    compiler_barrier();  // from here on handlers are put off
+    w = g->state.load(std::memory_order_relaxed);
+    if ((w & kStateMask) != static_cast<uint64_t>(GState::kSyscall)) break;
+    g->engine.store(g->engine.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+    compiler_barrier();
   }
-  g->engine.store(g->engine.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-  compiler_barrier();
   M* m = g->m;
   if (m->p != nullptr) {  // sysmon took it (retake_syscall); this side is ours to clear
     m->trace.add(Ev::kRetake, g->index, m->p->id);

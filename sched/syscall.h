@@ -36,6 +36,8 @@ namespace weft {
 constexpr uint32_t kSyscallLost = 15;
 
 void enter_syscall(G* g);
+// As enter_syscall where our own signals are blocked or wanted: does not wait for them.
+void enter_syscall_masked(G* g);
 // As enter_syscall for a call that will sleep for sure: the P goes to others at once.
 void enter_syscall_block(G* g);
 void exit_syscall(G* g);
@@ -60,6 +62,17 @@ inline auto in_syscall_block(F f) {
   exit_syscall(g);
   return r;
 }
+
+// Before one of our signals (kSentUrg, kSentPoke) is sent to m, which runs g: marks it. True:
+// g is there, and should it leave, nobody enters the kernel on m before the signal has
+// landed; the caller sends, to m's thread. False: not there, or one is under way.
+//
+//   sender                        G on m
+//   1 m->sent |= bit              a  state = kSyscall (or another G comes to m and does so)
+//   2 membarrier                  b  m->sent? wait until the handler has cleared it
+//   3 m runs g still? send.       c  the call
+// `running_only`: a G that is in the kernel already is to be left alone.
+bool sent_begin(M* m, G* g, uint32_t bit, bool running_only);
 
 // sysmon's side. True if p was taken from its M; the caller owns it.
 bool retake_syscall(P* p, M* m, G* g, uint64_t state);

@@ -9,7 +9,8 @@
 #
 # Needs the debug information of libweft.so (it is in build/libweft.so). Changes nothing in
 # the program: a parked G's registers (asm/switch.S has the layout) are shown to gdb by an
-# unwinder, as the caller of the selected thread's innermost frame.
+# unwinder, as the caller of the selected thread's innermost frame. Cores: the kernel's hold
+# all that is needed; gdb's own generate-core-file stumbles over guard pages and loses stacks.
 import re
 
 import gdb

@@ -4,12 +4,14 @@
 // Each is made by a thread of a threaded process; the child must be usable (threads, locks)
 // where it has memory of its own, and must leave the parent's descriptors and signal
 // actions alone where it has not.
+// The double-underscore names of these and of the wait family are the same functions.
 // libs: -lutil
 #include "abi.h"
 
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <pty.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #ifndef CLONE_VM
@@ -182,6 +184,40 @@ static void *on_a_terminal(void *arg) {
   return arg;
 }
 
+int __clone(int (*)(void *), void *, int, void *, ...);
+pid_t __vfork(void) __attribute__((returns_twice));
+pid_t __fork(void);
+pid_t __wait(int *);
+pid_t __waitpid(pid_t, int *, int);
+int __sched_getparam(pid_t, struct sched_param *);
+int __sched_getscheduler(pid_t);
+int __sched_setscheduler(pid_t, int, const struct sched_param *);
+
+static void *other_names(void *arg) {
+  int status = 0;
+  struct rusage usage;
+  struct sched_param p = {.sched_priority = 7};
+  CHECK_EQ(wait_for(__clone(child_with_memory, stack + sizeof stack, SIGCHLD,
+                            (void *)(intptr_t)getpid())), 41);
+  pid_t pid = __vfork();
+  if (pid == 0) _exit(48);
+  CHECK_EQ(__waitpid(pid, &status, 0), pid);
+  CHECK_EQ(exit_code(status), 48);
+  pid = __fork();
+  if (pid == 0) _exit(49);
+  CHECK_EQ(__wait(&status), pid);
+  CHECK_EQ(exit_code(status), 49);
+  pid = fork();
+  if (pid == 0) _exit(50);
+  CHECK_EQ(wait3(&status, 0, &usage), pid);
+  CHECK_EQ(exit_code(status), 50);
+  CHECK_FAILS(wait3(NULL, WNOHANG, NULL), ECHILD);
+  CHECK_OK(__sched_getparam(0, &p));
+  CHECK_EQ(p.sched_priority, 0);
+  CHECK_OK(__sched_setscheduler(0, __sched_getscheduler(0), &p));
+  return arg;
+}
+
 #define CASE(fn)                    \
   static void test_##fn(void **s) { \
     (void)s;                        \
@@ -195,6 +231,7 @@ CASE(bare_fork)
 CASE(raw_fork)
 CASE(daemonise)
 CASE(on_a_terminal)
+CASE(other_names)
 
 int main(void) {
   const struct CMUnitTest tests[] = {
@@ -202,6 +239,7 @@ int main(void) {
       cmocka_unit_test(test_vfork_keeps_ours), cmocka_unit_test(test_clone_beside_us),
       cmocka_unit_test(test_bare_fork),        cmocka_unit_test(test_raw_fork),
       cmocka_unit_test(test_daemonise),        cmocka_unit_test(test_on_a_terminal),
+      cmocka_unit_test(test_other_names),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

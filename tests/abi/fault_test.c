@@ -204,7 +204,7 @@ static void handler_edits_the_context(void)
     restore_faults(&s);
 }
 
-static volatile int depth_sink;
+static __thread volatile int depth_sink;
 
 static __attribute__((noinline)) int overflow(int n)
 {

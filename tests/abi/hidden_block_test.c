@@ -193,8 +193,10 @@ static void stdio_read(void **state) {
   fclose(file);
 }
 
-// The loader's lock is held by a callback of dl_iterate_phdr; dlopen and friends wait inside ld.so.
+// The loader's lock is held by a callback of dl_iterate_phdr; dlopen waits inside ld.so. No
+// thread is created meanwhile: that may need the loader too.
 static void *use_loader(void *arg) {
+  AWAIT(LOAD(&released));
   ADD(&entered, 1);
   void *library = dlopen("libm.so.6", RTLD_NOW);
   CHECK(library != NULL);
@@ -203,20 +205,35 @@ static void *use_loader(void *arg) {
   ADD(&came_back, 1);
   return arg;
 }
+static int steps;
+static void *count_steps(void *arg) {
+  while (LOAD(&came_back) < 6) {
+    ADD(&steps, 1);
+    struct timespec tiny = to_timespec(1000);
+    nanosleep(&tiny, NULL);
+  }
+  return arg;
+}
 extern int dl_iterate_phdr(int (*)(void *, size_t, void *), void *);
 static int hold_loader(void *info, size_t size, void *data) {
-  (void)info, (void)size;
-  begin((pthread_t *)data, 6, use_loader, NULL);
+  (void)info, (void)size, (void)data;
+  STORE(&released, 1);
+  AWAIT(LOAD(&entered) == 6);
   yield_some(100);
-  others_get_on();
+  int before = LOAD(&steps);
+  AWAIT(LOAD(&steps) >= before + 50);
   return 1;
 }
 static void loader_lock(void **state) {
   (void)state;
   for (int round = 0; round < 3; round++) {
-    pthread_t t[6];
-    CHECK_EQ(dl_iterate_phdr(hold_loader, t), 1);
+    pthread_t t[6], counter;
+    entered = released = came_back = 0;
+    for (int i = 0; i < 6; i++) t[i] = start(use_loader, NULL);
+    counter = start(count_steps, NULL);
+    CHECK_EQ(dl_iterate_phdr(hold_loader, NULL), 1);
     end(t, 6);
+    join(counter);
   }
 }
 

@@ -348,9 +348,12 @@ static void process_signal_finds_main_in_join(void)
     make_pipe(p);
     struct worker blocked = {{p[0], p[1]}, 0, 0, &stop}, busy = {{-1, -1}, 0, 0, &stop};
     struct worker sender = {{-1, -1}, 8, 0, &stop};
+    mask_signal(SIG_BLOCK, SIGTERM);  // no worker may accept it for a moment
     pthread_t t[3] = {spawn(deaf_worker, &blocked), spawn(deaf_worker, &blocked),
                       spawn(deaf_worker, &busy)};
-    join(spawn(deaf_worker, &sender));  // this is where they arrive
+    pthread_t s = spawn(deaf_worker, &sender);
+    mask_signal(SIG_UNBLOCK, SIGTERM);
+    join(s);  // this is where they arrive
     CHECK_EQ(process_hits, 8);
     CHECK_EQ(process_wrong, 0);
     stop = 1;

@@ -98,7 +98,6 @@ void host_g_main(G* g) {
 
 void host_sync_signals(M* m, G* next) {
   m->kmask = next->sigmask;
-  m->kalt = next->altstack;
 }
 
 void host_attention(G* g) {

@@ -203,10 +203,11 @@ Test(gfutex, wake_one_decides_under_the_lock_with_the_waiter_in_hand) {
   } seen;
   auto decide = [](Waiter* x, bool more, void* arg) {
     auto* s = static_cast<Seen*>(arg);
-    if (x == nullptr) return;
+    if (x == nullptr) return true;
     x->handed = true;
     s->woken++;
     s->last = more;
+    return true;
   };
   cr_assert(wait_until([&] {
     gfutex_wake_one(&w, decide, &seen);

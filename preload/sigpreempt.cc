@@ -1,0 +1,105 @@
+// sigpreempt.cc - the slice is over: where a G may be stopped, and how.
+//
+// sysmon marks the M (preempt_due) and sends it our SIGURG (host_preempt). SIGURG because
+// its default is to be ignored; it is never blocked in the kernel while an M runs Gs. The
+// frame lands on the M's own stack, so a G on a small stack notices nothing unless it is
+// found safe: then the frame is moved to the G's stack, below its red zone, and the G parks
+// there (preempt_here). rt_sigreturn gives it every register back, on whatever M.
+//
+// Refused: in the engine, in a system call, in libc, the loader, the vdso or ourselves
+// (locks we cannot see), off the G's own stack, with too little room left on it. The G then
+// yields when it next leaves the engine; sysmon asks again.
+#include <link.h>
+#include <sys/auxv.h>
+#include <sys/resource.h>
+
+#include "preload/api.h"
+#include "preload/sigframe.h"
+#include "preload/signals.h"
+#include "preload/thread.h"
+#undef p_type  // <resolv.h>, by way of thread.h, renames it
+
+namespace weft {
+namespace {
+
+struct Range {
+  uintptr_t lo, hi;
+};
+constexpr size_t kMaxRanges = 8;
+Range no_preempt_in[kMaxRanges];
+size_t n_ranges;
+Range main_stack;
+
+constexpr size_t kStackLeft = 8 << 10;  // beside the frame: switch_away and a nested frame's start
+
+int note_range(dl_phdr_info* info, size_t, void*) {
+  const auto here = reinterpret_cast<uintptr_t>(&signals_wrapper);
+  const auto libc = reinterpret_cast<uintptr_t>(real().sigaction.get());
+  const uintptr_t vdso = getauxval(AT_SYSINFO_EHDR);
+  const uintptr_t ldso = getauxval(AT_BASE);
+  uintptr_t lo = ~uintptr_t{0}, hi = 0;
+  for (int i = 0; i < info->dlpi_phnum; i++) {
+    const auto& ph = info->dlpi_phdr[i];
+    if (ph.p_type != PT_LOAD) continue;
+    uintptr_t from = info->dlpi_addr + ph.p_vaddr, to = from + ph.p_memsz;
+    if (from < lo) lo = from;
+    if (to > hi) hi = to;
+  }
+  for (uintptr_t mark : {here, libc, vdso, ldso})
+    if (mark >= lo && mark < hi && n_ranges < kMaxRanges) {
+      no_preempt_in[n_ranges++] = {lo, hi};
+      break;
+    }
+  return 0;
+}
+
+}  // namespace
+
+void preempt_boot() {
+  n_ranges = 0;
+  dl_iterate_phdr(note_range, nullptr);
+  // The kernel puts the random bytes above main's first frame.
+  constexpr uintptr_t kMost = 64 << 20;
+  struct rlimit r = {};
+  sys_call(SYS_prlimit64, 0, RLIMIT_STACK, 0, sys_arg(&r));
+  main_stack.hi = getauxval(AT_RANDOM);
+  main_stack.lo = main_stack.hi - (r.rlim_cur < kMost ? r.rlim_cur : kMost);
+}
+
+bool preempt_safe(const G* g, const ucontext_t* uc) {
+  if (g->no_preempt != 0 || g_state(g) != GState::kRunning) return false;
+  auto pc = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RIP]);
+  auto sp = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RSP]);
+  for (size_t i = 0; i < n_ranges; i++)
+    if (pc >= no_preempt_in[i].lo && pc < no_preempt_in[i].hi) return false;
+  Range r = main_stack;
+  if (g->stack_lo != nullptr)
+    r = {reinterpret_cast<uintptr_t>(g->stack_lo), reinterpret_cast<uintptr_t>(g->stack_hi)};
+  return sp <= r.hi && sp > r.lo && sp - r.lo > frame_bytes(uc) + kStackLeft;
+}
+
+// On g's stack, in the moved frame, with every signal blocked in the kernel.
+void preempt_here(int, siginfo_t*, void* uc) {
+  G* g = t_g;
+  int saved = errno;
+  engine_enter(g);
+  g->m->kmask = kMaskNoG;
+  if (g->m->p != nullptr) {
+    sched.n_preempts.fetch_add(1, std::memory_order_relaxed);
+    yield(true);
+  }
+  if (g->m->kmask == kMaskNoG) host_sync_signals(g->m, g);
+  frame_forget_stack(static_cast<ucontext_t*>(uc));
+  engine_exit(g);
+  errno = saved;
+}
+
+void host_preempt(M* m) {
+  G* g = m->curg.load(std::memory_order_acquire);
+  if (g == nullptr || g->wired) return;
+  m->preempt_due.store(true, std::memory_order_relaxed);  // before sent_begin's fetch_or
+  if (!sent_begin(m, g, kSentUrg, true)) return;
+  send_poke(m, SIGURG);
+}
+
+}  // namespace weft

@@ -1,0 +1,182 @@
+// sigroute.cc - process signals that arrive where no handler can run, and what sysmon keeps
+// open.
+//
+// The kernel gives a process signal to any thread that does not block it. An M that runs a G
+// has that G's mask, idle Ms block all, so sysmon keeps open whatever some living G accepts:
+// a signal that only a parked G accepts arrives there. It is put aside (signal_defer, in a
+// signal handler: a lock-free array) and routed to a G that accepts it. If none does any
+// more, sysmon closes the signal and gives it back to the kernel, where sigpending,
+// sigtimedwait and signalfd find it.
+//
+// Slot word: 0 free, 1 being filled, 2 full, 3 being emptied.
+#include <string.h>
+
+#include "preload/api.h"
+#include "preload/signals.h"
+#include "preload/thread.h"
+#include "sched/sysmon.h"
+
+namespace weft {
+namespace {
+
+constexpr uint32_t kDeferSlots = 1024;
+
+struct Deferred {
+  std::atomic<uint32_t> word{0};
+  G* to = nullptr;  // null: whoever accepts it
+  siginfo_t info;
+};
+
+Deferred deferred[kDeferSlots];
+std::atomic<uint32_t> n_deferred{0};
+
+std::atomic<bool> masks_dirty{true};
+std::atomic<uint64_t> sysmon_open{0};
+std::atomic<uint32_t> masks_seen{0}, masks_changed{0};  // masks_seen: futex of masks_note
+
+bool lives(const G* g) {
+  return g->thread != nullptr && !g->is_g0 && g_state(g) != GState::kDead &&
+         thread_of(g)->alive.load(std::memory_order_relaxed);
+}
+
+bool accepts(const G* g, uint64_t bit) {
+  return lives(g) && ((g->sigmask & bit) == 0 ||
+                      (thread_of(g)->sigwait_set.load(std::memory_order_seq_cst) & bit) != 0);
+}
+
+bool put_aside(G* to, int sig, const siginfo_t* info) {
+  for (Deferred& d : deferred) {
+    uint32_t free = 0;
+    if (!d.word.compare_exchange_strong(free, 1, std::memory_order_acquire)) continue;
+    d.info = *info;
+    d.info.si_signo = sig;
+    d.to = to;
+    n_deferred.fetch_add(1, std::memory_order_relaxed);
+    d.word.store(2, std::memory_order_release);
+    sysmon_kick();
+    return true;
+  }
+  return false;
+}
+
+void give_back(int sig, const siginfo_t* info) {
+  siginfo_t copy = *info;
+  sys_call(SYS_rt_sigqueueinfo, sys_getpid(), sig, sys_arg(&copy));
+}
+
+}  // namespace
+
+// Main first, as the kernel does; else whoever takes it.
+G* who_accepts(uint64_t bit) {
+  G* first = first_thread();
+  if (first != nullptr && accepts(first, bit)) return first;
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
+    if (accepts(g, bit)) return g;
+  return nullptr;
+}
+
+void signal_defer(int sig, const siginfo_t* info, ucontext_t* uc) {
+  if (put_aside(nullptr, sig, info)) return;
+  // No room: back to the kernel, and closed here until this context's own mask comes again.
+  uint64_t mask;
+  memcpy(&mask, &uc->uc_sigmask, sizeof mask);
+  mask |= sig_bit(sig);
+  if (sysmon_thread()) memcpy(&uc->uc_sigmask, &mask, sizeof mask);
+  masks_dirty.store(true, std::memory_order_release);
+  give_back(sig, info);
+}
+
+void signal_defer_to(G* g, int sig, const siginfo_t* info) { put_aside(g, sig, info); }
+
+void signal_process(int sig, const siginfo_t* info) {
+  if (!has_handler(sig)) return;  // default and ignored ones are the kernel's
+  for (int tries = 0; tries < 8; tries++) {
+    G* g = who_accepts(sig_bit(sig));
+    if (g == nullptr) break;
+    if (signal_g(g, sig, info) == 0) return;
+  }
+  if (sig == SIGURG) {  // open in every M: it cannot wait in the kernel
+    pending_add_process(sig, info);
+    if (G* g = who_accepts(sig_bit(sig))) notify(g, sig);
+    return;
+  }
+  if (!sysmon_thread()) {
+    put_aside(nullptr, sig, info);
+    return;
+  }
+  masks_dirty.store(true, std::memory_order_release);
+  uint64_t bit = sig_bit(sig);
+  sys_sigprocmask(SIG_BLOCK, &bit, nullptr);
+  give_back(sig, info);
+}
+
+void signals_route() {
+  if (n_deferred.load(std::memory_order_acquire) == 0) return;
+  uint32_t left = n_deferred.load(std::memory_order_relaxed);
+  for (Deferred& d : deferred) {
+    uint32_t full = 2;
+    if (d.word.load(std::memory_order_relaxed) != 2 ||
+        !d.word.compare_exchange_strong(full, 3, std::memory_order_acquire))
+      continue;
+    siginfo_t info = d.info;
+    G* to = d.to;
+    n_deferred.fetch_sub(1, std::memory_order_relaxed);
+    d.word.store(0, std::memory_order_release);
+    if (to == nullptr) signal_process(info.si_signo, &info);
+    else if (lives(to)) signal_g(to, info.si_signo, &info);
+    if (--left == 0) return;  // what comes meanwhile has its own kick
+  }
+}
+
+// ---------------------------------------------------------------- what sysmon keeps open
+
+void masks_note(uint64_t now_blocked, uint64_t now_open) {
+  uint64_t open = sysmon_open.load(std::memory_order_acquire);
+  if ((now_open & kMaskable & ~open) != 0) {
+    masks_dirty.store(true, std::memory_order_release);
+    sysmon_kick();
+  }
+  // One with a handler that arrives too late is given back; a default action cannot be.
+  uint64_t left = now_blocked & open;
+  for (uint64_t rest = left; rest != 0; rest &= rest - 1)
+    if (has_handler(__builtin_ctzll(rest) + 1)) left &= ~(rest & -rest);
+  if ((now_blocked & open) != 0) masks_dirty.store(true, std::memory_order_release);
+  for (G* g = all_gs_first(); g != nullptr && left != 0; g = g->all_next)
+    if (g != t_g && lives(g)) left &= g->sigmask;
+  if (left == 0) return;
+  // Nobody is left who accepts it: sysmon has to close it before we return.
+  uint32_t want = masks_changed.fetch_add(1, std::memory_order_acq_rel) + 1;
+  masks_dirty.store(true, std::memory_order_release);
+  sysmon_kick();
+  uint64_t give_up = host_now_ns() + 100'000'000;  // sysmon may be stopped in a fork
+  for (;;) {
+    uint32_t seen = masks_seen.load(std::memory_order_acquire);
+    if (static_cast<int32_t>(seen - want) >= 0 || host_now_ns() > give_up) return;
+    sys_futex_wait(&masks_seen, seen, host_now_ns() + 2'000'000);
+  }
+}
+
+void host_tick(uint64_t) {
+  signals_route();
+  if (!masks_dirty.exchange(false, std::memory_order_acq_rel)) return;
+  uint32_t upto = masks_changed.load(std::memory_order_acquire);
+  uint64_t open = 0;
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
+    if (lives(g)) open |= ~g->sigmask;
+  open &= kMaskable;
+  for (int sig : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) open &= ~sig_bit(sig);
+  uint64_t mask = ~open & kAllSignals;
+  sysmon_open.store(open, std::memory_order_release);
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+  if (masks_seen.exchange(upto, std::memory_order_acq_rel) != upto)
+    sys_futex_wake(&masks_seen, 1 << 30);
+}
+
+void sigroute_after_fork() {
+  for (Deferred& d : deferred) d.word.store(0, std::memory_order_relaxed);
+  n_deferred.store(0, std::memory_order_relaxed);
+  sysmon_open.store(0, std::memory_order_relaxed);
+  masks_dirty.store(true, std::memory_order_relaxed);
+}
+
+}  // namespace weft
