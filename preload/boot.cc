@@ -22,6 +22,7 @@
 #include "preload/signals.h"
 #include "preload/tcb.h"
 #include "preload/thread.h"
+#include "preload/tls_modules.h"
 #include "sched/stack.h"
 
 extern char** environ;
@@ -99,11 +100,13 @@ G* make_g1() {
   t->alive.store(true, std::memory_order_relaxed);
   t->join.store(kJoinable, std::memory_order_relaxed);
   t->tsd_used = true;  // it may have set values before anyone asked
-  int was;
-  real().pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &was);
-  t->cancel_disabled = was == PTHREAD_CANCEL_DISABLE;
-  real().pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &was);
-  t->cancel_async = was == PTHREAD_CANCEL_ASYNCHRONOUS;
+  int state, type, ignored;
+  real().pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+  real().pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+  real().pthread_setcanceltype(type, &ignored);
+  real().pthread_setcancelstate(state, &ignored);
+  t->cancel_disabled = state == PTHREAD_CANCEL_DISABLE;
+  t->cancel_async = type == PTHREAD_CANCEL_ASYNCHRONOUS;
   return g;
 }
 
@@ -136,7 +139,9 @@ bool boot() {
   // stays native, for its stack and TCB are not at hand.
   bool main_thread = sys_gettid() == sys_getpid();
   BootConfig c{};
-  c.procs = k.procs != 0 ? static_cast<uint32_t>(k.procs) : default_procs();
+  uint32_t cores = default_procs();
+  c.procs = k.procs != 0 ? static_cast<uint32_t>(k.procs) : cores;
+  c.crowded = c.procs > cores;
   c.spin_us = static_cast<uint32_t>(k.spin_us);
   c.preempt_ms = static_cast<uint32_t>(k.preempt_ms);
   c.fsgsbase = (getauxval(AT_HWCAP2) & kHwcap2Fsgsbase) != 0;
@@ -177,6 +182,7 @@ void boot_after_fork() {
     boot_state.store(kCold, std::memory_order_relaxed);
   g1 = nullptr;
   boot_lock.reset();
+  tls_modules_after_fork();
 }
 
 }  // namespace weft

@@ -1,8 +1,9 @@
 // cancel.cc - cancellation of Gs: libc's state machine in our own words.
 //
 // The target acts by libc's own pthread_exit(PTHREAD_CANCELED), whose unwinding runs cleanup
-// handlers and C++ destructors and lands in host_g_main. libc's own cancellation bits of a
-// G are never set, so its internal cancellation points stay quiet.
+// handlers and C++ destructors and lands in host_g_main. libc's own cancellation bits in
+// the target's TCB are set along (tcb_cancel_word): cancellation points inside libc that we
+// do not interpose (fgetc, aio_suspend ...) then act by themselves, and land there, too.
 //
 // How a request reaches the target, wherever that is:
 //   runs, deferred     it looks at its next cancellation point
@@ -12,6 +13,7 @@
 //                      way out of the engine (host_attention)
 //   in a kernel call   signal 32 to its M: the handler acts at once if the target is inside
 //                      in_cancel_syscall and the call has not gone through
+//   in a call of libc's own  signal 32, too: libc marks the thread asynchronous around each
 //   runs, asynchronous signal 32 likewise; the handler acts if the target is outside the
 //                      engine, else its way out of the engine does
 //
@@ -27,6 +29,7 @@
 #include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/signals.h"
+#include "preload/tcb.h"
 #include "preload/thread.h"
 #undef p_type  // <resolv.h>, by way of thread.h, renames it
 
@@ -43,6 +46,21 @@ struct KernelAction {
   void* restorer;
   uint64_t mask;
 };
+// libc's bits.
+constexpr int kBitDisabled = 1, kBitAsync = 2, kBitCanceled = 8;
+
+void libc_bits(const Thread* t, int set, int clear) {
+  auto* word = tcb_cancel_word(t->g);
+  if (word == nullptr) return;
+  if (set != 0) word->fetch_or(set, std::memory_order_relaxed);
+  if (clear != 0) word->fetch_and(~clear, std::memory_order_relaxed);
+}
+
+bool in_libc_call(const Thread* t) {
+  auto* word = tcb_cancel_word(t->g);
+  return word != nullptr && (word->load(std::memory_order_relaxed) & kBitAsync) != 0;
+}
+
 KernelAction libc_action;       // for SIGCANCEL, once libc has set one
 std::atomic<bool> installed{false};
 Lock install_lock;
@@ -61,11 +79,11 @@ bool due(const Thread* t) {
          !t->cancel_disabled.load(std::memory_order_relaxed) && !t->exiting;
 }
 
-// The interrupted instruction is one after `syscall` and the call has been answered: its
-// effect is not to be lost.
+// The interrupted instruction is the one after `syscall` and the call has been answered by
+// more than an interrupt: its effect is not to be lost.
 bool call_went_through(const ucontext_t* uc) {
   const auto* pc = reinterpret_cast<const unsigned char*>(uc->uc_mcontext.gregs[REG_RIP]);
-  return pc[-2] == 0x0f && pc[-1] == 0x05;
+  return pc[-2] == 0x0f && pc[-1] == 0x05 && uc->uc_mcontext.gregs[REG_RAX] != -EINTR;
 }
 
 // Handler of signal 32, on the target's M.
@@ -81,11 +99,9 @@ void poked(int sig, siginfo_t* info, void* ucv) {
   if (g->engine.load(std::memory_order_relaxed) != 0 || g->no_preempt != 0) return;
   auto s = static_cast<uint32_t>(g->state.load(std::memory_order_relaxed));
   bool in_call = s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
-  if (in_call || g->wired) {
-    if (!t->cancel_async && !t->in_cancel_call) return;
-    if (t->in_cancel_call && call_went_through(static_cast<ucontext_t*>(ucv))) return;
-  } else if (!t->cancel_async) {
-    return;
+  if (!t->cancel_async) {
+    if (!t->in_cancel_call && !in_libc_call(t)) return;
+    if (call_went_through(static_cast<ucontext_t*>(ucv))) return;
   }
   int saved = errno;
   if (in_call) exit_syscall(g);
@@ -179,6 +195,14 @@ void cancel_attention(G* g) {
   g->attention.fetch_or(kAttCancel, std::memory_order_relaxed);  // its next wait looks
 }
 
+void cancel_landed(Thread* t) {
+  if (!t->exiting) t->result = PTHREAD_CANCELED;  // libc acted by itself
+  t->exiting = true;
+  auto s = static_cast<uint32_t>(t->g->state.load(std::memory_order_relaxed));
+  bool in_call = s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
+  if (in_call && this_g() != nullptr) exit_syscall(t->g);
+}
+
 void cancel_after_fork() { install_lock.reset(); }
 
 }  // namespace weft
@@ -198,6 +222,7 @@ WEFT_EXPORT int pthread_cancel(pthread_t pt) {
     return t->join.load(std::memory_order_acquire) == kEnded ? 0 : ESRCH;
   if (t == this_thread()) {
     t->cancel_requested.store(1, std::memory_order_relaxed);
+    libc_bits(t, kBitCanceled, 0);
     if (t->cancel_async && due(t)) act(t);
     if (due(t)) g->attention.fetch_or(kAttCancel, std::memory_order_relaxed);
     return 0;
@@ -207,6 +232,7 @@ WEFT_EXPORT int pthread_cancel(pthread_t pt) {
   if (self != nullptr) engine_enter(self);
   t->cancel_senders.fetch_add(1, std::memory_order_seq_cst);
   t->cancel_requested.store(1, std::memory_order_seq_cst);
+  libc_bits(t, kBitCanceled, 0);
   if (!t->cancel_disabled.load(std::memory_order_seq_cst)) {
     bool async = t->cancel_async;
     g->attention.fetch_or(async ? kAttCancel | kAttBreak : kAttCancel, std::memory_order_seq_cst);
@@ -227,6 +253,7 @@ WEFT_EXPORT int pthread_setcancelstate(int state, int* old) {
   if (old != nullptr) *old = was ? PTHREAD_CANCEL_DISABLE : PTHREAD_CANCEL_ENABLE;
   if (was == disable) return 0;
   t->cancel_disabled.store(disable, std::memory_order_seq_cst);
+  libc_bits(t, disable ? kBitDisabled : 0, disable ? 0 : kBitDisabled);
   if (disable) {
     for (int i = 0; t->cancel_senders.load(std::memory_order_seq_cst) != 0; i++) {
       cpu_relax();
@@ -247,6 +274,7 @@ WEFT_EXPORT int pthread_setcanceltype(int type, int* old) {
   if (t == nullptr) return real().pthread_setcanceltype(type, old);
   if (old != nullptr) *old = t->cancel_async ? PTHREAD_CANCEL_ASYNCHRONOUS : PTHREAD_CANCEL_DEFERRED;
   t->cancel_async = type == PTHREAD_CANCEL_ASYNCHRONOUS;
+  libc_bits(t, t->cancel_async ? kBitAsync : 0, t->cancel_async ? 0 : kBitAsync);
   // Either we see the request here or its sender saw us asynchronous.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (t->cancel_async && due(t)) act(t);

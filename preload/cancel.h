@@ -17,6 +17,8 @@ void cancel_point();
 void cancel_point_at_start();
 // Asynchronous cancels, from host_attention.
 void cancel_attention(G* g);
+// Where an unwinding ends (host_g_main, main_landing.cc), whoever began it.
+void cancel_landed(Thread* t);
 // From in_cancel_syscall: leaves the bracket and acts, if a cancel is due.
 void cancel_before_call(Thread* t);
 

@@ -29,8 +29,9 @@ std::atomic<uint32_t>* count_of(pthread_cond_t* c) {
 }
 uint32_t flags_of(const pthread_cond_t* c) { return c->__data.__wrefs; }
 
-bool count_me(void* count) {
-  static_cast<std::atomic<uint32_t>*>(count)->fetch_add(1, std::memory_order_relaxed);
+bool count_me(void* count) {  // written under the queue's lock only
+  auto& n = *static_cast<std::atomic<uint32_t>*>(count);
+  n.store(n.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   return true;
 }
 

@@ -16,7 +16,7 @@
 #include <string.h>
 
 #include "preload/api.h"
-#include "preload/tcb.h"
+#include "preload/tls_modules.h"
 
 using namespace weft;
 
@@ -55,11 +55,9 @@ bool caller_matters(const char* name, uintptr_t pc) {
   return c.rpath || (c.runpath && strchr(name, '/') == nullptr);
 }
 
-// After a call that was seen to end, the modules are read once more and that is all.
 void* opened(void* handle) {
-  tcb_modules_stale();
-  tcb_modules_refresh();
-  tcb_modules_known();
+  tls_modules_stale();
+  tls_modules_refresh();
   return handle;
 }
 
@@ -72,7 +70,7 @@ void* mopen_and_refresh(Lmid_t ns, const char* name, int mode) {
 template <class F>
 void* way(F& real_fn, void* wrapped, const char* name, uintptr_t pc) {
   if (!sched.booted.load(std::memory_order_relaxed)) return reinterpret_cast<void*>(real_fn.get());
-  tcb_modules_stale();  // its constructors may create threads
+  tls_modules_stale();  // its constructors may create threads
   if (!caller_matters(name, pc)) return wrapped;
   if (G* g = this_g()) g->attention.fetch_or(kAttModules, std::memory_order_relaxed);
   return reinterpret_cast<void*>(real_fn.get());

@@ -46,6 +46,7 @@ Target resolve_g(G* g) {
   t.g = g;
   t.self = g == t_g;
   t.wired = g->wired;
+  if (t.wired && !t.self) wish_settle(g);
   if (!t.self) t.ktid = t.wired ? g->m->tid.load(std::memory_order_relaxed) : plain_ktid();
   return t;
 }

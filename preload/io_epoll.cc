@@ -19,13 +19,14 @@ long wait_now(int fd, struct epoll_event* ev, int max) {
 
 long wait_in_kernel(int fd, struct epoll_event* ev, int max, uint64_t deadline,
                     const sigset_t* mask) {
+  KernelMask km(mask);
   auto call = [&] {
     Remaining rem;
     struct timespec* t = rem.set(deadline);
-    long r = sys_call(SYS_epoll_pwait2, fd, sys_arg(ev), max, sys_arg(t), sys_arg(mask), 8);
+    long r = sys_call(SYS_epoll_pwait2, fd, sys_arg(ev), max, sys_arg(t), sys_arg(km.p), 8);
     if (r != -ENOSYS) return r;
     long ms = t == nullptr ? -1 : t->tv_sec * 1000 + (t->tv_nsec + 999999) / 1000000;
-    return sys_call(SYS_epoll_pwait, fd, sys_arg(ev), max, ms, sys_arg(mask), 8);
+    return sys_call(SYS_epoll_pwait, fd, sys_arg(ev), max, ms, sys_arg(km.p), 8);
   };
   return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
 }
@@ -90,6 +91,7 @@ WEFT_EXPORT int epoll_pwait(int fd, struct epoll_event* ev, int max, int ms, con
 WEFT_EXPORT int epoll_pwait2(int fd, struct epoll_event* ev, int max, const struct timespec* t,
                              const sigset_t* mask) {
   if (this_g() == nullptr) return real().epoll_pwait2(fd, ev, max, t, mask);
+  if (t != nullptr && bad_pointer(t)) return static_cast<int>(errno_ret(-EFAULT));
   if (t != nullptr && (!timespec_ok(t) || t->tv_sec < 0)) return static_cast<int>(errno_ret(-EINVAL));
   uint64_t deadline = t == nullptr ? kNever : deadline_in(t);
   return static_cast<int>(errno_ret(g_wait(fd, ev, max, deadline, mask)));

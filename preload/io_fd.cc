@@ -39,6 +39,7 @@ uint32_t kind_of(int fd, uint32_t* notes) {
     case S_IFSOCK: {
       int domain = sock_int(fd, SO_DOMAIN);
       if (domain == AF_UNIX) *notes |= kNoteUnix;
+      if (sock_int(fd, SO_RCVLOWAT) > 1) *notes |= kNoteOdd;
       return io_socket_kind(domain, sock_int(fd, SO_TYPE), sock_int(fd, SO_PROTOCOL));
     }
     case S_IFIFO:
@@ -53,6 +54,19 @@ uint32_t kind_of(int fd, uint32_t* notes) {
     default:
       return kIoFile;
   }
+}
+
+// Made before boot, when there are no records: the share epoch then, plus one.
+constexpr int kEarly = 1024;
+uint32_t early_epoch[kEarly];
+
+bool made_early(int fd) {
+  return fd < kEarly && early_epoch[fd] == io_share_epoch.load(std::memory_order_relaxed) + 1;
+}
+
+void note_early(int fd, uint32_t epoch) {
+  if (fd >= 0 && fd < kEarly && !sched.booted.load(std::memory_order_relaxed) && !in_vfork_child())
+    early_epoch[fd] = epoch;
 }
 
 bool recording() { return sched.booted.load(std::memory_order_acquire) && !in_vfork_child(); }
@@ -86,6 +100,11 @@ bool io_probe(PollDesc* pd) {
   uint32_t notes = 0;
   uint32_t kind = kind_of(pd->fd, &notes);
   pd->drained.store(0, std::memory_order_relaxed);
+  if (made_early(pd->fd)) {
+    notes |= kNoteBorn;
+    pd->share_epoch.store(early_epoch[pd->fd] - 1, std::memory_order_relaxed);
+    early_epoch[pd->fd] = 0;
+  }
   pd->notes.store(notes, std::memory_order_relaxed);
   pd->kind.store(kind, std::memory_order_relaxed);
   return kind > kIoFile;
@@ -139,6 +158,8 @@ bool io_surely_blocking(const PollDesc* pd, PollDir dir) {
 void io_descriptors_shared() { io_share_epoch.fetch_add(1, std::memory_order_relaxed); }
 
 void io_made(int fd, uint32_t kind, uint32_t notes) {
+  bool known = kind == kIoPipe || (kind >= kIoTcp && kind <= kIoDgram);
+  note_early(fd, known ? io_share_epoch.load(std::memory_order_relaxed) + 1 : 0);
   if (fd < 0 || !recording()) return;
   PollDesc* pd = polldesc_get(fd);
   if (pd == nullptr) return;
@@ -151,6 +172,7 @@ void io_made(int fd, uint32_t kind, uint32_t notes) {
 }
 
 void io_closing(int fd) {
+  note_early(fd, 0);
   if (!recording()) return;
   PollDesc* pd = polldesc_peek(fd);
   if (pd == nullptr || pd->fd != fd) return;  // never asked for: nothing recorded
@@ -159,6 +181,8 @@ void io_closing(int fd) {
 }
 
 void io_aliased(int fd, int other) {
+  note_early(fd, 0);
+  note_early(other, 0);
   if (!recording()) return;
   for (int n : {fd, other})
     if (PollDesc* pd = polldesc_peek(n); pd != nullptr && pd->fd == n) io_note(pd, kNoteAliased);

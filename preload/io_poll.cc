@@ -87,10 +87,11 @@ bool watch_all(WatchSet& s, const struct pollfd* fds, nfds_t n) {
 }
 
 long poll_in_kernel(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mask) {
+  KernelMask km(mask);
   auto call = [&] {
     Remaining rem;
     struct timespec* t = rem.set(deadline);
-    return sys_call(SYS_ppoll, sys_arg(fds), sys_arg(n), sys_arg(t), sys_arg(mask), 8);
+    return sys_call(SYS_ppoll, sys_arg(fds), sys_arg(n), sys_arg(t), sys_arg(km.p), 8);
   };
   return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
 }
@@ -128,6 +129,7 @@ long poll_parked(struct pollfd* fds, nfds_t n, uint64_t deadline) {
 long g_poll(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mask) {
   cancel_point();
   long r;
+  if (n != 0 && bad_pointer(fds)) return -EFAULT;
   if (mask != nullptr) {
     r = poll_in_kernel(fds, n, deadline, mask);
   } else if (n == 0 && fds == nullptr) {
@@ -249,10 +251,11 @@ void clear_sets(Sets& s) {
 }
 
 long select_in_kernel(Sets& s, uint64_t deadline, const sigset_t* mask) {
+  KernelMask km(mask);
   struct {
-    const sigset_t* set;
+    const uint64_t* set;
     size_t bytes;
-  } m = {mask, 8};
+  } m = {km.p, 8};
   auto call = [&] {
     Remaining rem;
     struct timespec* t = rem.set(deadline);
@@ -266,6 +269,8 @@ long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, cons
   cancel_point();
   Sets s;
   if (n < 0) return -EINVAL;
+  for (fd_set* set : {rd, wr, ex})
+    if (set != nullptr && n > 0 && bad_pointer(set)) return -EFAULT;
   if (!sets_begin(s, n, rd, wr, ex)) return -ENOMEM;
   long r;
   if (mask != nullptr) {
@@ -313,6 +318,7 @@ WEFT_EXPORT int __poll_chk(struct pollfd* fds, nfds_t n, int ms, size_t room) {
 
 WEFT_EXPORT int ppoll(struct pollfd* fds, nfds_t n, const struct timespec* t, const sigset_t* mask) {
   if (this_g() == nullptr) return real().ppoll(fds, n, t, mask);
+  if (t != nullptr && bad_pointer(t)) return static_cast<int>(errno_ret(-EFAULT));
   if (t != nullptr && (!timespec_ok(t) || t->tv_sec < 0)) return static_cast<int>(errno_ret(-EINVAL));
   uint64_t deadline = t == nullptr ? kNever : deadline_in(t);
   return static_cast<int>(errno_ret(g_poll(fds, n, deadline, mask)));
@@ -328,6 +334,7 @@ WEFT_EXPORT int select(int n, fd_set* r, fd_set* w, fd_set* e, struct timeval* t
   if (this_g() == nullptr) return real().select(n, r, w, e, t);
   uint64_t deadline = kNever;
   if (t != nullptr) {
+    if (bad_pointer(t)) return static_cast<int>(errno_ret(-EFAULT));
     if (t->tv_sec < 0 || t->tv_usec < 0) return static_cast<int>(errno_ret(-EINVAL));
     struct timespec ts = {t->tv_sec + t->tv_usec / 1000000, t->tv_usec % 1000000 * 1000};
     deadline = ts.tv_sec == 0 && ts.tv_nsec == 0 ? 1 : deadline_in(&ts);
@@ -344,6 +351,7 @@ WEFT_EXPORT int select(int n, fd_set* r, fd_set* w, fd_set* e, struct timeval* t
 WEFT_EXPORT int pselect(int n, fd_set* r, fd_set* w, fd_set* e, const struct timespec* t,
                         const sigset_t* mask) {
   if (this_g() == nullptr) return real().pselect(n, r, w, e, t, mask);
+  if (t != nullptr && bad_pointer(t)) return static_cast<int>(errno_ret(-EFAULT));
   if (t != nullptr && (!timespec_ok(t) || t->tv_sec < 0)) return static_cast<int>(errno_ret(-EINVAL));
   uint64_t deadline = t == nullptr ? kNever : t->tv_sec == 0 && t->tv_nsec == 0 ? 1 : deadline_in(t);
   return static_cast<int>(errno_ret(g_select(n, r, w, e, deadline, mask)));

@@ -137,7 +137,7 @@ long g_readv(int fd, const struct iovec* iov, int count, int flags) {
   auto whole = [&](int at) {
     return sys_call(SYS_preadv2, at, sys_arg(iov), count, -1, -1, flags);
   };
-  if (pd == nullptr || count <= 0 || count > IOV_MAX || (flags & RWF_NOWAIT) != 0)
+  if (pd == nullptr || count <= 0 || count > IOV_MAX || flags != 0)
     return io_kernel([&] { return whole(fd); });
   return read_some(
       pd, 0, [&](int at) { return try_readv(pd, at, iov, count, flags); }, whole);
@@ -146,7 +146,7 @@ long g_readv(int fd, const struct iovec* iov, int count, int flags) {
 long g_writev(int fd, const struct iovec* iov, int count, int flags) {
   cancel_point();
   PollDesc* pd = io_desc(fd);
-  if (pd == nullptr || count <= 0 || count > IOV_MAX || (flags & RWF_NOWAIT) != 0)
+  if (pd == nullptr || count <= 0 || count > IOV_MAX || flags != 0)
     return io_kernel([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags); });
   size_t total = kMaxRw;  // summed up only after a short write: a bad pointer is the kernel's to find
   auto put = [&](int at, size_t done) {

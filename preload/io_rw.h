@@ -33,22 +33,50 @@ inline bool believe_drained(const PollDesc* pd, const IoCall& c) {
 }
 void note_short_read(PollDesc* pd, const IoCall& c);
 
+// A thread that serves a connection reads, answers, and reads again in vain. Where the
+// first try of a read found nothing kGuessSure times in a row and no edge came since the
+// last read, the wait begins without it (netsettle.cc looks later).
+constexpr uint32_t kGuessSure = 3;
+inline bool guess_empty(const PollDesc* pd, const IoCall& c) {
+  return pd->guess.load(std::memory_order_relaxed) >= kGuessSure &&
+         pd->read_seq.load(std::memory_order_relaxed) == c.turn.seq &&
+         pd->sticky.load(std::memory_order_acquire) == 0 && (pd->armed & 1u << kPollIn) != 0 &&
+         io_surely_blocking(pd, kPollIn);
+}
+inline void learn_guess(PollDesc* pd, bool empty) {
+  uint32_t n = pd->guess.load(std::memory_order_relaxed);
+  if (!empty && n != 0) pd->guess.store(0, std::memory_order_relaxed);
+  else if (empty && n < kGuessSure) pd->guess.store(n + 1, std::memory_order_relaxed);
+}
+
 // Reads what there is, waiting for the first of it. `n`: what a full answer would be; 0:
 // a short one means nothing.
 template <class Try, class Block>
 inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
   IoCall c;
   io_begin(c, pd, kPollIn, Wait::kRead);
-  for (;;) {
+  for (bool first = true;; first = false) {
     io_sample(c);
-    long r = n != 0 && believe_drained(pd, c) ? -EAGAIN : try_once(io_fd(c));
-    if (r > 0 && static_cast<size_t>(r) < n) note_short_read(pd, c);
+    long r;
+    if (first && n != 0 && believe_drained(pd, c)) {
+      r = -EAGAIN;
+    } else if (first && n != 0 && guess_empty(pd, c)) {
+      r = -EAGAIN;
+      c.untried = true;
+    } else {
+      r = try_once(io_fd(c));
+      if (first) learn_guess(pd, r == -EAGAIN);
+    }
+    if (r > 0) {
+      pd->read_seq.store(c.turn.seq, std::memory_order_relaxed);
+      if (static_cast<size_t>(r) < n) note_short_read(pd, c);
+    }
     if (r != -EAGAIN) return io_end(c, r);
     int w = io_block(c);
     if (w == 0) continue;
     if (w != kCannotWait) return io_end(c, w);
     int fd = io_fd(c);
-    r = in_cancel_syscall_block([&] { return in_kernel(fd); });
+    r = in_syscall_block([&] { return in_kernel(fd); });
     io_end(c, 0);
     if (r == -EINTR) cancel_point();
     return r;

@@ -16,6 +16,13 @@
 
 namespace weft {
 
+// A pointer that no mapping can hold: the kernel would answer EFAULT, so do we. Other bad
+// pointers fault in our code instead of in the kernel's.
+inline bool bad_pointer(const void* p) {
+  auto at = reinterpret_cast<uintptr_t>(p);
+  return at < kPageBytes || at >= uintptr_t{1} << 47;
+}
+
 // Before a wait: what counts as interrupting it happens from here on.
 struct SignalMark {
   uint64_t handled;
@@ -33,6 +40,18 @@ bool io_restart_after_interrupt(const SignalMark& m);
 inline bool io_wait_after_interrupt(const SignalMark& m) {
   return !handler_ran(m) && !cancel_pending();
 }
+
+// What the kernel gets for such a call: weft's own signals stay open.
+struct KernelMask {
+  uint64_t bits = 0;
+  const uint64_t* p = nullptr;
+  explicit KernelMask(const sigset_t* mask) {
+    if (mask == nullptr) return;
+    memcpy(&bits, mask, sizeof bits);
+    bits = mask_for_kernel(bits);
+    p = &bits;
+  }
+};
 
 // The wait of ppoll, pselect and epoll_pwait: `call` is the kernel's own, with `mask` among
 // its arguments, so that it lets signals in and sleeps in one step. Repeated while it is

@@ -65,7 +65,8 @@ int io_block(IoCall& c) {
       return kCannotWait;
   }
   SignalMark mark = signal_mark();
-  int w = poll_turn_wait(c.turn, c.deadline_ns, c.why);
+  int w = poll_turn_wait(c.turn, c.deadline_ns, c.why, c.untried);
+  c.untried = false;
   if (WEFT_LIKELY(w == 0))
     return c.turn.dir == kPollOut && (io_notes(pd) & kNoteUnix) != 0 &&
                    pd->sticky.load(std::memory_order_acquire) != 0

@@ -26,6 +26,7 @@ struct IoCall {
   Wait why = Wait::kRead;
   bool asked = false;   // attributes are known
   bool timed = false;   // the socket has a timeout: never restarted after a handler
+  bool untried = false; // the next wait begins without a try
   bool started = false; // something was transferred: EINTR ends the call, no cancel
 };
 

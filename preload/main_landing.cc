@@ -6,6 +6,7 @@
 #include <setjmp.h>
 
 #include "preload/api.h"
+#include "preload/cancel.h"
 #include "preload/thread.h"
 
 extern "C" {
@@ -28,7 +29,10 @@ int landing_main(int argc, char** argv, char** envp) {
     return status;
   }
   Thread* t = this_thread();
-  if (t != nullptr) thread_finish(t);
+  if (t != nullptr) {
+    cancel_landed(t);
+    thread_finish(t);
+  }
   __pthread_unregister_cancel(&buf);
   real().pthread_exit(nullptr);  // never booted: on to libc's own landing
   __builtin_unreachable();

@@ -176,7 +176,7 @@ void release_in_order(Mutex* m) {
 // The chain first would starve who waits for the lock alone; every now and then it is not.
 bool queues_turn(Mutex* m, uint32_t v) { return v == 2 && ++m->handoffs % kHandoffsInRow == 0; }
 
-// The word is not 1.
+// The word is not 1, or there is a chain.
 __attribute__((noinline)) void release_slow(Mutex* m) {
   uint32_t v = m->word.load(std::memory_order_relaxed);
   if (v == 0) return;  // was not locked: as natively, nothing
@@ -189,7 +189,7 @@ __attribute__((noinline)) void release_slow(Mutex* m) {
   m->chain = nullptr;
   if (rest != nullptr) gfutex_queue_claimed(m, rest);
   first->duty = rest != nullptr || v == 2;
-  if (first->duty || !cas(m, 3, 0)) {
+  if (first->duty || !cas(m, 1, 0)) {
     first->duty = true;
     m->word.store(0, std::memory_order_release);
   }
@@ -197,7 +197,7 @@ __attribute__((noinline)) void release_slow(Mutex* m) {
 }
 
 inline void release(Mutex* m) {
-  if (WEFT_LIKELY(cas(m, 1, 0))) return;
+  if (WEFT_LIKELY(m->chain == nullptr && cas(m, 1, 0))) return;
   release_slow(m);
 }
 
@@ -283,7 +283,6 @@ void mutex_chain(Mutex* m, Waiter* w) {
     m->generation = static_cast<uint16_t>(fork_generation);
     m->chain = w;
     w->prev = w;
-    cas(m, 1, 3);  // not 1: 2, somebody else waits
   } else {
     head->prev->next = w;
     head->prev = w;
@@ -301,19 +300,17 @@ void mutex_requeue(Mutex* m, Waiter* list) {
 
 void mutex_release_for_wait(Mutex* m) {
   m->owner.store(0, std::memory_order_relaxed);
-  if (WEFT_LIKELY(cas(m, 1, 0))) return;
   if (live_chain(m) == nullptr) {
+    if (cas(m, 1, 0)) return;
     if (m->word.load(std::memory_order_relaxed) != 0) gfutex_wake_one(m, hand, m);
     return;
   }
-  uint32_t v = m->word.load(std::memory_order_relaxed);
-  if (queues_turn(m, v)) {
+  if (queues_turn(m, m->word.load(std::memory_order_relaxed))) {
     release_in_order(m);
     return;
   }
   Waiter* heir = chain_pop(m);
-  heir->handed = true;
-  if (m->chain == nullptr && v == 3) cas(m, 3, 1);  // it has become 2: stays 2
+  heir->handed = true;  // the word stays: 1, or 2 if others wait
   gfutex_ready(heir);
 }
 
@@ -349,11 +346,13 @@ WEFT_EXPORT int pthread_mutex_unlock(pthread_mutex_t* pm) {
   if (WEFT_LIKELY((m->kind & 0xff) == 0)) {
     m->owner.store(0, std::memory_order_relaxed);
     m->nusers--;
-    if (__libc_single_threaded && m->word.load(std::memory_order_relaxed) == 1) {
-      m->word.store(0, std::memory_order_relaxed);
-      return 0;
+    if (WEFT_LIKELY(m->chain == nullptr)) {
+      if (__libc_single_threaded && m->word.load(std::memory_order_relaxed) == 1) {
+        m->word.store(0, std::memory_order_relaxed);
+        return 0;
+      }
+      if (WEFT_LIKELY(cas(m, 1, 0))) return 0;
     }
-    if (WEFT_LIKELY(cas(m, 1, 0))) return 0;
     release_slow(m);
     return 0;
   }
@@ -400,3 +399,11 @@ WEFT_EXPORT int pthread_mutex_setprioceiling(pthread_mutex_t* pm, int ceiling, i
   return real_lock(mutex_of(pm),
                    [&] { return real().pthread_mutex_setprioceiling(pm, ceiling, old); });
 }
+
+// Old names, which programs linked before glibc 2.34 may still ask for.
+WEFT_EXPORT int __pthread_mutex_lock(pthread_mutex_t*)
+    __attribute__((alias("pthread_mutex_lock"), copy(pthread_mutex_lock)));
+WEFT_EXPORT int __pthread_mutex_trylock(pthread_mutex_t*)
+    __attribute__((alias("pthread_mutex_trylock"), copy(pthread_mutex_trylock)));
+WEFT_EXPORT int __pthread_mutex_unlock(pthread_mutex_t*)
+    __attribute__((alias("pthread_mutex_unlock"), copy(pthread_mutex_unlock)));

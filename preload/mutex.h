@@ -7,7 +7,7 @@
 //   0      free
 //   1      held, nobody asked for it meanwhile
 //   2      held, and somebody may wait in gfutex under the mutex's address
-//   3      held, waiters only in `chain`
+// Invariant: chain is empty unless the word is 1 or 2.
 // Duty: when the word is not 2 although waiters are linked in gfutex, some awake thread has
 // been told (Waiter::duty) to take the lock with 2. Every wake-up from the queue with
 // others behind gives that duty; a waiter that queues sets 2 itself.

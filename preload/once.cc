@@ -100,3 +100,7 @@ WEFT_EXPORT int pthread_once(pthread_once_t* once, void (*fn)(void)) {
   once_slow(word, fn);
   return 0;
 }
+
+// Old name, which programs linked before glibc 2.34 may still ask for.
+WEFT_EXPORT int __pthread_once(pthread_once_t*, void (*)(void))
+    __attribute__((alias("pthread_once"), copy(pthread_once)));

@@ -1,4 +1,4 @@
-// rwlock.cc - private read-write locks over gfutex; process-shared ones are libc's.
+// rwlock.cc - private read-write locks over gfutex; process-shared ones are libc's, wired.
 //
 // Fields of glibc's object that we use: __readers holds the word below, __writers the
 // number of queued writers (guarded by the queue's lock), __cur_writer, __shared, __flags.
@@ -18,6 +18,7 @@
 // Nobody is a cancellation point. A signal handler runs and the wait goes on.
 #include "preload/cancel.h"
 #include "preload/mutex.h"
+#include "preload/wire.h"
 
 namespace weft {
 namespace {
@@ -81,11 +82,15 @@ struct Asker {
   int result = EBUSY;
 };
 
+void add_writers(Rwlock* l, uint32_t n) {  // under the queue's lock
+  l->writers.store(l->writers.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+}
+
 // Under the queue's lock: takes the lock after all, or marks it and waits.
 bool must_queue(void* arg) {
   auto* a = static_cast<Asker*>(arg);
   Rwlock* l = a->lock;
-  if (a->write) l->writers.fetch_add(1, std::memory_order_relaxed);  // before kQueued shows
+  if (a->write) add_writers(l, 1);  // before kQueued shows
   uint32_t v = l->word.load(std::memory_order_relaxed);
   for (;;) {
     bool busy = a->write ? (v & ~kQueued) != 0 : reader_must_wait(l, v);
@@ -95,7 +100,7 @@ bool must_queue(void* arg) {
     }
     if (busy ? cas(l, v, v | kQueued) : cas(l, v, a->write ? v | kWriter : v + kReader)) {
       if (busy) return true;
-      if (a->write) l->writers.fetch_sub(1, std::memory_order_relaxed);
+      if (a->write) add_writers(l, ~0u);
       a->result = 0;
       return false;
     }
@@ -236,8 +241,14 @@ void leave(Rwlock* l, bool writer) {
 
 using namespace weft;
 
-#define REAL_IF_SHARED(l, call) \
-  if (WEFT_UNLIKELY(lock_of(l)->shared != 0)) return in_syscall([&] { return real().call; })
+// A process-shared lock tells its writer by a thread id that must be unique in all processes:
+// the kernel's, hence wired.
+#define REAL_IF_SHARED(l, call)                          \
+  if (WEFT_UNLIKELY(lock_of(l)->shared != 0)) {          \
+    wire_thread("a process-shared rwlock");              \
+    return in_syscall([&] { return real().call; });      \
+  }                                                      \
+  static_assert(true)
 
 WEFT_EXPORT int pthread_rwlock_rdlock(pthread_rwlock_t* l) {
   REAL_IF_SHARED(l, pthread_rwlock_rdlock(l));
@@ -291,3 +302,15 @@ WEFT_EXPORT int pthread_rwlock_unlock(pthread_rwlock_t* pl) {
   leave(l, writer);
   return 0;
 }
+
+// Old names, which programs linked before glibc 2.34 may still ask for.
+WEFT_EXPORT int __pthread_rwlock_rdlock(pthread_rwlock_t*)
+    __attribute__((alias("pthread_rwlock_rdlock"), copy(pthread_rwlock_rdlock)));
+WEFT_EXPORT int __pthread_rwlock_tryrdlock(pthread_rwlock_t*)
+    __attribute__((alias("pthread_rwlock_tryrdlock"), copy(pthread_rwlock_tryrdlock)));
+WEFT_EXPORT int __pthread_rwlock_wrlock(pthread_rwlock_t*)
+    __attribute__((alias("pthread_rwlock_wrlock"), copy(pthread_rwlock_wrlock)));
+WEFT_EXPORT int __pthread_rwlock_trywrlock(pthread_rwlock_t*)
+    __attribute__((alias("pthread_rwlock_trywrlock"), copy(pthread_rwlock_trywrlock)));
+WEFT_EXPORT int __pthread_rwlock_unlock(pthread_rwlock_t*)
+    __attribute__((alias("pthread_rwlock_unlock"), copy(pthread_rwlock_unlock)));

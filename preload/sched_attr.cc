@@ -36,6 +36,10 @@ long raw_setscheduler(pid_t ktid, int policy, int priority) {
   return sys_call(SYS_sched_setscheduler, ktid, policy, sys_arg(&p));
 }
 
+// A wish that is not there (any more) has been carried out: its thread is wired by now, so
+// look at it again after wish_get said no.
+Target now_of(const Target& t) { return t.g == nullptr ? t : resolve_g(t.g); }
+
 long no_memory_unless(bool ok) { return ok ? 0 : -ENOMEM; }
 
 }  // namespace
@@ -48,6 +52,7 @@ long do_sched_setscheduler(const Target& t, int policy, const struct sched_param
   Sched2 want{policy, p->sched_priority};
   Wish w;
   bool wished = wish_get(t.g, &w) && w.has_sched;
+  if (!wished && t.g->wired) return sys_call(SYS_sched_setscheduler, now_of(t).ktid, policy, sys_arg(p));
   Sched2 now = sched_now(0);
   if (!wished && now.policy == want.policy && now.priority == want.priority) return 0;
   if (t.self)
@@ -81,7 +86,7 @@ long do_sched_setparam(const Target& t, const struct sched_param* p) {
 long do_sched_getscheduler(const Target& t) {
   Wish w;
   if (t.g != nullptr && wish_get(t.g, &w) && w.has_sched) return w.policy;
-  return sys_call(SYS_sched_getscheduler, t.ktid);
+  return sys_call(SYS_sched_getscheduler, now_of(t).ktid);
 }
 
 long do_sched_getparam(const Target& t, struct sched_param* p) {
@@ -90,7 +95,7 @@ long do_sched_getparam(const Target& t, struct sched_param* p) {
     p->sched_priority = w.priority;
     return 0;
   }
-  return sys_call(SYS_sched_getparam, t.ktid, sys_arg(p));
+  return sys_call(SYS_sched_getparam, now_of(t).ktid, sys_arg(p));
 }
 
 // ---------------------------------------------------------------- nice
@@ -98,7 +103,7 @@ long do_sched_getparam(const Target& t, struct sched_param* p) {
 long do_getpriority(const Target& t) {
   Wish w;
   if (t.g != nullptr && wish_get(t.g, &w) && w.has_nice) return 20 - w.nice;
-  return sys_call(SYS_getpriority, PRIO_PROCESS, t.ktid);
+  return sys_call(SYS_getpriority, PRIO_PROCESS, now_of(t).ktid);
 }
 
 long do_setpriority(const Target& t, int nice) {
@@ -106,6 +111,7 @@ long do_setpriority(const Target& t, int nice) {
   int want = nice < -20 ? -20 : nice > 19 ? 19 : nice;
   int now = 20 - static_cast<int>(do_getpriority(t));
   if (want == now) return 0;
+  if (t.g->wired) return sys_call(SYS_setpriority, PRIO_PROCESS, now_of(t).ktid, want);
   if (t.self)
     return native_self("nice value",
                        [&] { return sys_call(SYS_setpriority, PRIO_PROCESS, 0, want); });
@@ -173,7 +179,11 @@ long do_sched_setaffinity(const Target& t, size_t bytes, const void* mask) {
   }
   long r = try_out([&] { return set_mask(bytes, mask, true); });
   Wish w;
-  if (r < 0 || (r == 0 && !(wish_get(t.g, &w) && w.has_mask))) return r;
+  if (r < 0) return r;
+  bool wished = wish_get(t.g, &w) && w.has_mask;
+  if (!wished && t.g->wired)
+    return sys_call(SYS_sched_setaffinity, now_of(t).ktid, sys_arg(bytes), sys_arg(mask));
+  if (!wished && r == 0) return 0;
   struct Arg {
     size_t bytes;
     const void* mask;
@@ -190,9 +200,10 @@ long do_sched_setaffinity(const Target& t, size_t bytes, const void* mask) {
 }
 
 long do_sched_getaffinity(const Target& t, size_t bytes, void* mask) {
-  long r = sys_call(SYS_sched_getaffinity, t.ktid, sys_arg(bytes), sys_arg(mask));
   Wish w;
-  if (r <= 0 || t.g == nullptr || !wish_get(t.g, &w) || !w.has_mask) return r;
+  bool wished = t.g != nullptr && wish_get(t.g, &w) && w.has_mask;
+  long r = sys_call(SYS_sched_getaffinity, now_of(t).ktid, sys_arg(bytes), sys_arg(mask));
+  if (r <= 0 || !wished) return r;
   auto* out = static_cast<unsigned char*>(mask);
   for (size_t i = 0; i < static_cast<size_t>(r); i++)
     out[i] = i < w.mask_bytes ? static_cast<unsigned char>(out[i] & w.mask[i]) : 0;

@@ -1,10 +1,10 @@
 // sem.cc - unnamed private semaphores over gfutex; others are libc's.
 //
 // glibc's object: a 64-bit word [waiters:32 | value:32], then the futex flag that tells
-// private (0) from process-shared and named ones. Post adds one and, only where the word
-// it replaced had waiters, wakes one; a woken waiter has to take its token like anybody
-// (who comes first may take it: as natively). The waker takes its waiter out of the count,
-// so that further posts do not wake until somebody waits again.
+// private (0) from process-shared and named ones. Post adds one; where the word shows
+// waiters it gives the token to the first of them instead, in FIFO order, under the
+// queue's lock, and takes it out of the count. A waiter registers in one step with finding
+// no token, so either post sees the waiter or the waiter the token.
 //
 // sem_post may be called from a signal handler: it enters gfutex, which keeps handlers out
 // (gfutex.h), and before that is one CAS.
@@ -34,8 +34,6 @@ bool take(Sem* s) {
   return false;
 }
 
-// Registers as a waiter in one step with finding no token: either post sees the waiter or
-// the waiter the token.
 bool wait_if_none(void* arg) {
   auto* s = static_cast<Sem*>(arg);
   uint64_t w = s->word.load(std::memory_order_relaxed);
@@ -53,8 +51,10 @@ int wait(Sem* s, uint64_t deadline_ns) {
   for (;;) {
     Waiter w;
     w.counter = reinterpret_cast<std::atomic<uint32_t>*>(&s->word) + 1;
+    w.counter_shared = true;
     if (gfutex_enqueue(&w, s, Wait::kSem, true, wait_if_none, s)) {
       int r = gfutex_sleep(&w, deadline_ns);
+      if (r == 0) return 0;  // given a token
       if (r == -ETIMEDOUT) return take(s) ? 0 : ETIMEDOUT;
       if (r == -EINTR) {
         cancel_point();
@@ -63,6 +63,25 @@ int wait(Sem* s, uint64_t deadline_ns) {
     }
     if (take(s)) return 0;
   }
+}
+
+struct Post {
+  Sem* sem;
+  int err = 0;
+};
+
+// With a waiter the token is its own (unlink has taken it out of the count). Without, those
+// that the word counts have given up just now.
+bool give(Waiter* w, bool, void* arg) {
+  if (w != nullptr) return true;
+  auto* p = static_cast<Post*>(arg);
+  uint64_t v = p->sem->word.load(std::memory_order_relaxed);
+  do {
+    if (static_cast<uint32_t>(v) == SEM_VALUE_MAX) p->err = EOVERFLOW;
+  } while (p->err == 0 &&
+           !p->sem->word.compare_exchange_weak(v, v + 1, std::memory_order_release,
+                                               std::memory_order_relaxed));
+  return true;
 }
 
 int answer(int err) {
@@ -88,16 +107,17 @@ WEFT_EXPORT int sem_post(sem_t* ps) {
   Sem* s = sem_of(ps);
   if (WEFT_UNLIKELY(s->shared != 0)) return real().sem_post(ps);
   uint64_t w = s->word.load(std::memory_order_relaxed);
-  do {
+  while (w < kOneWaiter) {
     if (WEFT_UNLIKELY(static_cast<uint32_t>(w) == SEM_VALUE_MAX)) return answer(EOVERFLOW);
-  } while (!s->word.compare_exchange_weak(w, w + 1, std::memory_order_release,
-                                          std::memory_order_relaxed));
-  if (w >= kOneWaiter) {
-    int saved = errno;
-    gfutex_wake(s, 1);  // by address: the semaphore itself may be gone by now
-    errno = saved;
+    if (s->word.compare_exchange_weak(w, w + 1, std::memory_order_release,
+                                      std::memory_order_relaxed))
+      return 0;
   }
-  return 0;
+  Post p{s};
+  int saved = errno;
+  gfutex_wake_one(s, give, &p);
+  errno = saved;
+  return answer(p.err);
 }
 
 WEFT_EXPORT int sem_trywait(sem_t* ps) {

@@ -5,7 +5,8 @@
 // SA_RESTART and SA_NOCLD* are the kernel's work), and the handler stands here. Where the
 // kernel uses the M's own stack (SA_ONSTACK) all signals are blocked until the wrapper has
 // left it. SA_RESETHAND is done by the wrapper: a deferred signal must not spend it.
-// Default and ignored ones are the kernel's alone. SIGURG and signal 32 are ours (signals.h).
+// Default and ignored ones are the kernel's alone. SIGURG and SIGSTKFLT are ours, whatever
+// the program says (signals.h).
 //
 // The table survives fork (so do the kernel's actions); a vfork child must not touch it.
 // Lock: actions_lock, in the engine; readers take a consistent copy by the sequence word.
@@ -76,9 +77,11 @@ void install_wrapper(int sig, const Action& a) {
   KernelAction k;
   k.handler = as_handler(signals_wrapper);
   k.flags = (a.flags & ~static_cast<uint64_t>(SA_RESETHAND)) | SA_SIGINFO | kSaRestorer;
-  if (sig == SIGURG) k.flags |= SA_ONSTACK | SA_RESTART;
+  if (is_ours(sig)) k.flags |= SA_ONSTACK;
+  if (sig == kSoft) k.flags |= SA_RESTART;
+  if (sig == kHard) k.flags &= ~static_cast<uint64_t>(SA_RESTART);
   k.restorer = restorer.load(std::memory_order_relaxed);
-  k.mask = (k.flags & SA_ONSTACK) != 0 ? ~uint64_t{0} : a.mask & ~sig_bit(SIGURG);
+  k.mask = (k.flags & SA_ONSTACK) != 0 ? ~uint64_t{0} : a.mask & ~kOurs;
   kernel_action(sig, &k, nullptr);
   slots[sig].ours.store(true, std::memory_order_relaxed);
 }
@@ -98,19 +101,6 @@ void to_user(const Action& a, struct sigaction* out) {
   out->sa_flags = static_cast<int>(a.flags & ~kSaRestorer);
 }
 
-// libc's handler of signal 32, which cancels its own threads.
-KernelAction libc_cancel;
-
-void on_poke_signal(int sig, siginfo_t* info, void* uc) {
-  if (is_poke(info)) signals_poked(sig, info, static_cast<ucontext_t*>(uc));
-  else if (info->si_code == SI_TIMER) timer_arrived(info);
-  else if (is_handler(libc_cancel.handler))
-    reinterpret_cast<void (*)(int, siginfo_t*, void*)>(
-        reinterpret_cast<void*>(libc_cancel.handler))(sig, info, uc);
-}
-
-// The kernel keeps SIGURG's wrapper for preemption, whatever the program says: default and
-// ignore mean the same for SIGURG.
 int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
   G* g = this_g();
   if (g != nullptr) engine_enter(g);
@@ -121,11 +111,11 @@ int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
   bool wrapped = s.ours.load(std::memory_order_relaxed);
   if (wrapped) was = action_of(sig);
   if (set == nullptr || !is_handler(set->sa_handler)) {
-    if (sig == SIGURG && wrapped && set != nullptr) slot_write(s, from_user(set));
+    if (is_ours(sig) && wrapped && set != nullptr) slot_write(s, from_user(set));
     else if (!wrapped || set != nullptr) r = real().sigaction(sig, set, wrapped ? nullptr : old);
     if (r == 0 && set != nullptr && (set->sa_handler == SIG_IGN || default_ignores(sig)))
       pending_discard(sig);  // POSIX
-    if (r == 0 && set != nullptr && sig != SIGURG) s.ours.store(false, std::memory_order_relaxed);
+    if (r == 0 && set != nullptr && !is_ours(sig)) s.ours.store(false, std::memory_order_relaxed);
   } else {
     KernelAction k;
     if (!wrapped && (r = real().sigaction(sig, nullptr, old)) != 0) {
@@ -171,6 +161,15 @@ bool default_ignores(int sig) {
   return sig == SIGCHLD || sig == SIGURG || sig == SIGWINCH || sig == SIGCONT;
 }
 
+void action_default(int sig) {
+  struct sigaction dfl;
+  memset(&dfl, 0, sizeof dfl);
+  real().sigaction(sig, &dfl, nullptr);
+  uint64_t bit = sig_bit(sig);
+  sys_sigprocmask(SIG_UNBLOCK, &bit, nullptr);
+  real_tgkill(sys_gettid(), sig);
+}
+
 void action_reset(int sig) {
   struct sigaction dfl;
   memset(&dfl, 0, sizeof dfl);
@@ -178,21 +177,8 @@ void action_reset(int sig) {
   set_action(sig, &dfl, nullptr);
 }
 
-void signals_claim_poke() {
-  KernelAction now;
-  if (kernel_action(kPokeSignal, nullptr, &now) != 0) return;
-  if (now.handler == as_handler(on_poke_signal)) return;
-  libc_cancel = now;
-  now.handler = as_handler(on_poke_signal);
-  now.flags = SA_SIGINFO | SA_ONSTACK | kSaRestorer;
-  now.restorer = restorer.load(std::memory_order_relaxed);
-  now.mask = ~uint64_t{0};
-  kernel_action(kPokeSignal, &now, nullptr);
-}
-
 void actions_boot() {
   learn_restorer();
-  signals_claim_poke();
   wrapping.store(true, std::memory_order_relaxed);
   for (int sig = 1; sig < kSignals; sig++) {
     if (sig == 32 || sig == 33 || slots[sig].ours.load(std::memory_order_relaxed)) continue;
@@ -202,10 +188,10 @@ void actions_boot() {
       Action a{k.handler, k.mask, k.flags & ~kSaRestorer};
       slot_write(slots[sig], a);
       install_wrapper(sig, a);
-    } else if (sig == SIGURG) {  // preemption's
-      Action a{k.handler, 0, SA_RESTART};
+    } else if (is_ours(sig)) {
+      Action a{k.handler, 0, 0};
       slot_write(slots[sig], a);
-      install_wrapper(sig, Action{SIG_DFL, 0, SA_RESTART});
+      install_wrapper(sig, a);
     }
   }
 }

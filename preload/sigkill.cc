@@ -30,12 +30,6 @@ int send(G* g, int sig, const siginfo_t* info) {
   if (!t->alive.load(std::memory_order_acquire)) return sig < 0 || sig > 64 ? EINVAL : 0;
   if (sig < 0 || sig > 64) return EINVAL;
   if (sig == 0) return 0;
-  if (g->wired && g->m != nullptr) {
-    siginfo_t copy = *info;
-    return static_cast<int>(-sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(),
-                                      g->m->tid.load(std::memory_order_relaxed), sig,
-                                      sys_arg(&copy)));
-  }
   return -signal_g(g, sig, info);
 }
 

@@ -10,7 +10,7 @@
 #include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/signals.h"
-#include "preload/tcb.h"
+#include "preload/tls_modules.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
 
@@ -62,7 +62,7 @@ bool on_alt_stack(const G* g, uintptr_t sp) {
 
 void host_attention(G* g) {
   uint32_t bits = g->attention.exchange(0, std::memory_order_acquire);
-  if ((bits & kAttModules) != 0) tcb_modules_refresh();
+  if ((bits & kAttModules) != 0) tls_modules_refresh();
   if ((bits & kAttWire) != 0) wire_attention(g);
   if ((bits & kAttSignal) != 0) signals_attention(g);
   if ((bits & kAttPreempt) != 0 && this_g() == g) {

@@ -17,15 +17,16 @@
 //  - a signal for G that weft holds (pthread_kill, a process signal that arrived on a
 //    scheduler stack): queued on G. If G waits interruptibly its park ends; if it runs or
 //    sits in a system call, its M is poked: sent a signal with our mark (is_poke), whose
-//    handler runs what is queued. A poke is signal 32, whose action has no SA_RESTART, or
+//    handler runs what is queued. A poke is SIGSTKFLT, whose action has no SA_RESTART, or
 //    SIGURG, whose action has, by what the queued handler wants of the interrupted call.
-//    Neither is ever blocked in the kernel while an M runs Gs. kAttSignal keeps the
-//    delivery due: G looks at it whenever it leaves the engine or a system call.
+//    Neither is ever blocked in the kernel while an M runs Gs; the program's own use of
+//    them is virtual. kAttSignal keeps the delivery due: G looks at it whenever it leaves
+//    the engine or a system call.
 //  - a signal that arrives inside the engine or on g0 is put aside and routed to a G that
 //    accepts it, by the G on its way out or by sysmon.
 //
 // A poke must not interrupt the system call of a G it was not meant for: sent_begin
-// (sched/syscall.h). 32 is free: it is libc's for pthread_cancel of its own threads.
+// (sched/syscall.h). SIGSTKFLT because Linux never sends it; 32 is cancellation's.
 //
 // Why handlers may migrate: an M's kernel mask is that of the G it runs (host_sync_signals),
 // an M's signal stack holds nothing while a handler runs, and rt_sigreturn leaves the
@@ -50,8 +51,11 @@ inline uint64_t sig_bit(int sig) { return uint64_t{1} << (sig - 1); }
 // What a G's mask may hold; and what of it the kernel gets: SIGURG is preemption's.
 constexpr uint64_t kMaskable =
     kAllSignals & ~(uint64_t{1} << (SIGKILL - 1)) & ~(uint64_t{1} << (SIGSTOP - 1));
-inline uint64_t mask_for_kernel(uint64_t m) { return m & kMaskable & ~sig_bit(SIGURG); }
-constexpr int kPokeSignal = 32;
+// The two we use ourselves, never blocked in the kernel while an M runs Gs.
+constexpr int kSoft = SIGURG, kHard = SIGSTKFLT;
+constexpr uint64_t kOurs = (uint64_t{1} << (kSoft - 1)) | (uint64_t{1} << (kHard - 1));
+inline bool is_ours(int sig) { return sig == kSoft || sig == kHard; }
+inline uint64_t mask_for_kernel(uint64_t m) { return m & kMaskable & ~kOurs; }
 
 // ---- sigaction.cc
 struct Action {  // of the program, as it set it
@@ -63,10 +67,10 @@ Action action_of(int sig);
 bool has_handler(int sig);
 // SA_RESETHAND: back to default as the handler starts.
 void action_reset(int sig);
+// One of our own signals, sent to us with its default action: carries it out.
+void action_default(int sig);
 void actions_boot();
 void actions_after_fork();
-// Signal 32 is ours again after libc has set it up for itself (its own pthread_cancel).
-void signals_claim_poke();
 // libc's rt_sigreturn trampoline, for actions set without libc (cancel.cc).
 void (*signal_restorer())();
 // The set of signals with a default action that does nothing.
@@ -130,8 +134,11 @@ long signals_kill(long pid, long sig);               // -errno
 long signals_queue(long pid, long sig, const siginfo_t* info);
 
 // ---- sigtimer.cc
-// Signal 32 that is no poke: a timer's. False: not one of ours.
+// kHard that is no poke: a timer's? False: not one of ours.
 bool timer_arrived(const siginfo_t* info);
+// A G takes a timer's signal (si_code SI_TIMER).
+void timer_taken(siginfo_t* info);
+void sigtimer_after_fork();
 
 // ---- sigmask.cc
 // Sets the mask of the calling G and of its M; returns the old one. Then delivers what it

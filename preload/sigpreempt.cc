@@ -99,7 +99,7 @@ void host_preempt(M* m) {
   if (g == nullptr || g->wired) return;
   m->preempt_due.store(true, std::memory_order_relaxed);  // before sent_begin's fetch_or
   if (!sent_begin(m, g, kSentUrg, true)) return;
-  send_poke(m, SIGURG);
+  send_poke(m, kSoft);
 }
 
 }  // namespace weft

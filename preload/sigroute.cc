@@ -95,7 +95,7 @@ void signal_process(int sig, const siginfo_t* info) {
     if (g == nullptr) break;
     if (signal_g(g, sig, info) == 0) return;
   }
-  if (sig == SIGURG) {  // open in every M: it cannot wait in the kernel
+  if (is_ours(sig)) {  // open in every M: it cannot wait in the kernel
     pending_add_process(sig, info);
     if (G* g = who_accepts(sig_bit(sig))) notify(g, sig);
     return;

@@ -237,7 +237,7 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
   G* g = t_g;
   if (g == nullptr || g->wired || g->m == nullptr) return;
   M* m = g->m;
-  m->sent.fetch_and(sig == SIGURG ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
+  m->sent.fetch_and(sig == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
   bool preempt = m->preempt_due.exchange(false, std::memory_order_relaxed);
   if (g->is_g0) return;
   if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc))) {
@@ -267,6 +267,7 @@ void signals_wrapper(int sig, siginfo_t* info, void* ucv) {
     return;
   }
   if (g == nullptr || g->wired) {
+    if (sig == kHard && info->si_code == SI_TIMER && timer_arrived(info)) return;
     if (g == nullptr && sysmon_thread()) signal_defer(sig, info, uc);
     else run_in_place(sig, info, uc);
     return;
@@ -278,9 +279,13 @@ void signals_wrapper(int sig, siginfo_t* info, void* ucv) {
     real().sigaction(sig, &dfl, nullptr);
     return;
   }
-  // SIGURG is never blocked in the kernel; g may block it all the same.
-  bool blocked = sig == SIGURG && (g->sigmask & sig_bit(SIGURG)) != 0;
-  if (sig == SIGURG && !blocked && !has_handler(SIGURG)) return;
+  // Ours are never blocked in the kernel; g may block them all the same.
+  bool blocked = is_ours(sig) && (g->sigmask & sig_bit(sig)) != 0;
+  if (sig == kHard && info->si_code == SI_TIMER && timer_arrived(info)) return;
+  if (is_ours(sig) && !blocked && !has_handler(sig)) {
+    if (sig == kHard && action_of(sig).handler == SIG_DFL) action_default(sig);
+    return;
+  }
   if (!fault && (g->is_g0 || blocked || g->engine.load(std::memory_order_relaxed) != 0)) {
     signal_defer(sig, info, uc);
     if (!g->is_g0) g->attention.fetch_or(kAttSignal, std::memory_order_relaxed);

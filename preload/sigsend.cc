@@ -3,8 +3,8 @@
 // Queues: one per thread (in its Thread) and one for the process, each under its lock, taken
 // in the engine only (a handler that interrupted a holder would wait for itself). Standard
 // signals are kept once, real-time ones each, as the kernel does. Nodes come from a pool
-// that grows by mmap and is bounded (EAGAIN). The process's queue holds SIGURG only: all
-// others stay with the kernel until somebody takes them (sigroute.cc).
+// that grows by mmap and is bounded (EAGAIN). The process's queue holds SIGURG and SIGSTKFLT
+// only: all others stay with the kernel until somebody takes them (sigroute.cc).
 //
 // PendingSet::head is the newest node of a ring; its next is the oldest.
 #include <string.h>
@@ -133,6 +133,7 @@ bool dequeue(PendingSet& set, uint64_t want, siginfo_t* out) {
 // A default action is the whole process's and the kernel's business; whatever this M
 // blocks just now is not to hold it up.
 void default_action(int sig) {
+  if (is_ours(sig)) action_default(sig);
   uint64_t bit = sig_bit(sig), old;
   sys_sigprocmask(SIG_UNBLOCK, &bit, &old);
   real_tgkill(sys_gettid(), sig);
@@ -142,8 +143,8 @@ void default_action(int sig) {
 bool does_nothing(int sig) {
   struct sigaction now;
   real().sigaction(sig, nullptr, &now);
-  bool dfl = sig == SIGURG ? true : now.sa_handler == SIG_DFL;
-  return now.sa_handler == SIG_IGN || (dfl && default_ignores(sig));
+  void (*h)(int) = is_ours(sig) ? action_of(sig).handler : now.sa_handler;
+  return h == SIG_IGN || (h == SIG_DFL && default_ignores(sig));
 }
 
 }  // namespace
@@ -151,11 +152,11 @@ bool does_nothing(int sig) {
 // Gets a queued signal to g, in whatever state it is (signals.h).
 void notify(G* g, int sig) {
   Thread* t = thread_of(g);
-  bool waits_for_it = (t->sigwait_set.load(std::memory_order_seq_cst) & sig_bit(sig)) != 0;
-  if ((g->sigmask & sig_bit(sig)) != 0 && !waits_for_it) return;  // its unblocking looks
+  uint64_t waits = t->sigwait_set.load(std::memory_order_seq_cst);
+  if ((g->sigmask & sig_bit(sig) & ~waits) != 0) return;  // its unblocking looks
   g->attention.fetch_or(kAttSignal, std::memory_order_seq_cst);
   if (g == t_g || park_interrupt(g)) return;  // itself: on its way out of the engine
-  bool hard = waits_for_it || t->mask_saved || (action_of(sig).flags & SA_RESTART) == 0;
+  bool hard = waits != 0 || t->mask_saved || (action_of(sig).flags & SA_RESTART) == 0;
   poke(g, hard);
 }
 
@@ -172,7 +173,7 @@ void send_poke(M* m, int sig) {
   info.si_code = kPokeCode;
   if (sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(), m->tid.load(std::memory_order_relaxed), sig,
                sys_arg(&info)) < 0)
-    m->sent.fetch_and(sig == SIGURG ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
+    m->sent.fetch_and(sig == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
 }
 
 void poke(G* g, bool hard) {
@@ -182,11 +183,11 @@ void poke(G* g, bool hard) {
       s == GState::kDead)
     return;
   if (sent_begin(m, g, hard ? kSentPoke : kSentUrg, false))
-    send_poke(m, hard ? kPokeSignal : SIGURG);
+    send_poke(m, hard ? kHard : kSoft);
 }
 
 void poke_self(G* g) {
-  if (sent_begin(g->m, g, kSentPoke, false)) send_poke(g->m, kPokeSignal);
+  if (sent_begin(g->m, g, kSentPoke, false)) send_poke(g->m, kHard);
   else sys_sched_yield();  // somebody else's is about to land
 }
 
@@ -197,7 +198,9 @@ uint64_t pending_of(const G* g) {
 
 bool pending_take(G* g, uint64_t set, siginfo_t* out) {
   InEngine in;
-  return dequeue(thread_of(g)->pending, set, out) || dequeue(process_pending, set, out);
+  if (!dequeue(thread_of(g)->pending, set, out) && !dequeue(process_pending, set, out)) return false;
+  if (out->si_code == SI_TIMER) timer_taken(out);
+  return true;
 }
 
 bool pending_add_process(int sig, const siginfo_t* info) {
@@ -225,6 +228,12 @@ void pending_discard(int sig) {
 }
 
 int signal_g(G* g, int sig, const siginfo_t* info) {
+  if (g->wired) {
+    siginfo_t copy = *info;
+    return static_cast<int>(sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(),
+                                     g->m->tid.load(std::memory_order_relaxed), sig,
+                                     sys_arg(&copy)));
+  }
   InEngine in;
   Thread* t = thread_of(g);
   bool blocked = (g->sigmask & sig_bit(sig)) != 0;
@@ -243,6 +252,7 @@ void sigsend_after_fork() {
   process_pending.head = nullptr;
   process_pending.bits.store(0, std::memory_order_relaxed);
   sigroute_after_fork();
+  sigtimer_after_fork();
 }
 
 }  // namespace weft

@@ -2,14 +2,14 @@
 //
 // sigwait and its kin: the kernel does the waiting, on this G's M, in the syscall protocol:
 // process signals are the kernel's to give away, and a G waiting for signals is rare enough
-// to keep an M. Signals that weft holds for this G arrive as pokes; signal 32 is blocked and
-// waited for with the others, so that a poke cannot come too early:
+// to keep an M. Signals that weft holds for this G arrive as pokes; SIGSTKFLT is blocked
+// and waited for with the others, so that a poke cannot come too early:
 //
 //   waiter                                 sender (signal_g)
 //   1 sigwait_set = set                    a  enqueue
-//   2 block 32                             b  sees sigwait_set: poke
+//   2 block it                              b  sees sigwait_set: poke
 //   3 queue has one of set? done
-//   4 rt_sigtimedwait(set and 32)
+//   4 rt_sigtimedwait(set and it)
 // Either 3 sees a, or the poke comes after 2 and waits for 4.
 //
 // sigsuspend and pause park: what arrives for the process comes by sysmon.
@@ -25,8 +25,7 @@ namespace weft {
 namespace {
 
 constexpr size_t kSetBytes = 8;
-
-constexpr uint64_t kOurs = (uint64_t{1} << (kPokeSignal - 1)) | (uint64_t{1} << (SIGURG - 1));
+constexpr long kLook = 1000;
 
 void kernel_mask_exactly(G* g, uint64_t mask, uint64_t noted) {
   sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
@@ -41,21 +40,21 @@ struct timespec* left_until(uint64_t deadline_ns, struct timespec* ts) {
   return ts;
 }
 
-// One wait in the kernel: a signal of `set` in *info, kPokeSignal for "look into the queue",
+// One wait in the kernel: a signal of `set` in *info, kLook for "look into the queue",
 // or -errno.
 long wait_in_kernel(G* g, uint64_t set, siginfo_t* info, uint64_t deadline_ns) {
   struct timespec ts;
   if (deadline_ns == 0) enter_syscall(g);
   else enter_syscall_block(g);
   kernel_mask_exactly(g, mask_for_kernel(g->sigmask) | kOurs, kMaskNoG);   // step 2
-  long k = kPokeSignal;
+  long k = kLook;
   if ((pending_of(g) & set) == 0) {                                        // step 3
-    uint64_t all = set | sig_bit(kPokeSignal);
+    uint64_t all = set | sig_bit(kHard);
     k = sys_call(SYS_rt_sigtimedwait, sys_arg(&all), sys_arg(info),
                  sys_arg(left_until(deadline_ns, &ts)), kSetBytes);
     if (k > 0 && is_poke(info)) {
-      g->m->sent.fetch_and(k == SIGURG ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
-      k = kPokeSignal;
+      g->m->sent.fetch_and(k == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
+      k = kLook;
     }
   }
   kernel_mask_exactly(g, mask_for_kernel(g->sigmask), g->sigmask);
@@ -67,6 +66,7 @@ long wait_in_kernel(G* g, uint64_t set, siginfo_t* info, uint64_t deadline_ns) {
 int wait_for(G* g, uint64_t set, siginfo_t* out, uint64_t deadline_ns) {
   Thread* t = thread_of(g);
   int r;
+  uint64_t handlers = t->sig_handled;
   signals_wait_begins();
   t->sigwait_set.store(set, std::memory_order_seq_cst);                    // step 1
   for (;;) {
@@ -75,8 +75,8 @@ int wait_for(G* g, uint64_t set, siginfo_t* out, uint64_t deadline_ns) {
     siginfo_t info;
     memset(&info, 0, sizeof info);
     long k = wait_in_kernel(g, set, &info, deadline_ns);
-    if (k == kPokeSignal) {
-      if (cancel_pending()) {
+    if (k == kLook) {
+      if (t->sig_handled != handlers || cancel_pending()) {
         r = -EINTR;
         break;
       }

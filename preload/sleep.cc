@@ -14,6 +14,7 @@
 namespace weft {
 namespace {
 
+constexpr uint32_t kAskKernelEvery = 16;
 constexpr uint64_t kSecondNs = 1'000'000'000;
 
 Reason sleep_until(uint64_t deadline) {
@@ -37,6 +38,7 @@ struct timespec left_until(uint64_t deadline) {
 
 // 0 or an error number, as clock_nanosleep.
 int sleep_for(const struct timespec* req, struct timespec* rem) {
+  if (bad_pointer(req)) return EFAULT;
   if (!timespec_ok(req) || req->tv_sec < 0) return EINVAL;
   cancel_point();
   uint64_t deadline = deadline_in(req);
@@ -47,6 +49,7 @@ int sleep_for(const struct timespec* req, struct timespec* rem) {
 }
 
 int sleep_to(clockid_t clock, const struct timespec* at) {
+  if (bad_pointer(at)) return EFAULT;
   if (!timespec_ok(at) || at->tv_sec < 0) return EINVAL;
   cancel_point();
   for (;;) {
@@ -120,7 +123,9 @@ WEFT_EXPORT int sched_yield() noexcept {
   bool others = p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
   if (others) yield(false);
   engine_exit(g);
-  if (!others) sys_sched_yield();
+  // With a core for every P the others are running: the kernel is asked now and then only.
+  static thread_local constinit uint32_t alone = 0;
+  if (!others && (sched.crowded || ++alone % kAskKernelEvery == 0)) sys_sched_yield();
   return 0;
 }
 

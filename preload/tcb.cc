@@ -2,7 +2,6 @@
 #include "preload/tcb.h"
 
 #include <dlfcn.h>
-#include <link.h>
 #include <linux/rseq.h>
 #include <locale.h>
 #include <netdb.h>
@@ -10,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#undef p_type  // <resolv.h> renames it
 #include "preload/api.h"
 #include "preload/thread.h"
+#include "preload/tls_modules.h"
 #include "sched/stack.h"
 #include "sched/sys.h"
 
@@ -49,14 +48,6 @@ union DtvSlot {
 };
 void* const kDtvUnallocated = reinterpret_cast<void*>(~uintptr_t{0});
 
-struct Module {
-  size_t id;
-  size_t offset;       // below the TCB; 0: dynamic
-  const void* image;
-  size_t image_bytes;
-  size_t bytes;
-};
-
 struct Privates {
   void* (*allocate_tls)(void*);
   void (*tls_static_info)(size_t*, size_t*);
@@ -66,22 +57,13 @@ struct Privates {
   uint32_t tid_offset;
   size_t static_below;
   size_t static_align;
+  size_t cancel_offset;  // of the word with libc's cancellation bits; 0: unknown
   size_t robust_offset;  // of struct robust_list_head; 0: unknown
   long robust_futex_offset;
   ptrdiff_t resp_offset;
   ptrdiff_t t_g_offset;
-  bool dtv_known;
 };
 Privates priv;
-
-constexpr size_t kMaxModules = 256;
-Module modules[kMaxModules];
-size_t n_modules;
-size_t libc_module, own_module;
-Lock modules_lock;  // guards the four above
-// Readings still to be made after a dlopen or dlclose whose end we do not see (dl.cc).
-std::atomic<uint32_t> modules_stale{0};
-constexpr uint32_t kReadings = 64;
 
 char* fs_base() { return static_cast<char*>(__builtin_thread_pointer()); }
 TcbHead* head_of(uintptr_t fs) { return reinterpret_cast<TcbHead*>(fs); }
@@ -94,50 +76,16 @@ bool find(F& out, const char* name) {
   return p != nullptr;
 }
 
-int add_module(dl_phdr_info* info, size_t, void* arg) {
-  if (info->dlpi_tls_modid == 0) return 0;
-  auto& n = *static_cast<size_t*>(arg);
-  if (n == kMaxModules) return 0;
-  for (int i = 0; i < info->dlpi_phnum; i++) {
-    const auto& ph = info->dlpi_phdr[i];
-    if (ph.p_type != PT_TLS) continue;
-    Module& m = modules[n++];
-    m.id = info->dlpi_tls_modid;
-    m.image = reinterpret_cast<const void*>(info->dlpi_addr + ph.p_vaddr);
-    m.image_bytes = ph.p_filesz;
-    m.bytes = ph.p_memsz;
-    char* block = static_cast<char*>(info->dlpi_tls_data);
-    char* fs = fs_base();
-    // Static iff it lies in the calling thread's static block.
-    m.offset = block != nullptr && block < fs && block >= fs - priv.static_below
-                   ? static_cast<size_t>(fs - block)
-                   : 0;
-    char* own = reinterpret_cast<char*>(&t_g);
-    if (m.offset != 0 && own >= block && own < block + m.bytes) own_module = m.id;
-    char* err = reinterpret_cast<char*>(&errno);
-    if (m.offset != 0 && err >= block && err < block + m.bytes) libc_module = m.id;
-  }
-  return 0;
-}
-
-void read_modules() {
-  size_t n = 0;
-  dl_iterate_phdr(add_module, &n);
-  n_modules = n;
-}
-
-// The module ids whose dtv entries we know must agree with what dl_iterate_phdr says.
+// The dtv entries of modules must agree with what dl_iterate_phdr says.
 bool check_dtv() {
   auto* dtv = static_cast<DtvSlot*>(head_of(reinterpret_cast<uintptr_t>(fs_base()))->dtv);
   if (dtv == nullptr) return false;
   size_t cap = dtv[-1].word;
   if (cap == 0 || cap > 100000) return false;
-  for (size_t i = 0; i < n_modules; i++) {
-    const Module& m = modules[i];
-    if (m.offset == 0) continue;
-    if (m.id > cap || dtv[m.id].p.block != fs_base() - m.offset) return false;
-  }
-  return n_modules > 0;
+  return tls_modules_agree([](size_t id, const char* block, void* arg) {
+    auto* d = static_cast<DtvSlot*>(arg);
+    return id <= d[-1].word && d[id].p.block == block;
+  }, dtv);
 }
 
 bool find_robust() {
@@ -150,12 +98,6 @@ bool find_robust() {
   priv.robust_offset = static_cast<size_t>(h - fs);
   memcpy(&priv.robust_futex_offset, h + 8, sizeof(long));
   return true;
-}
-
-void reset_static(uintptr_t fs, const Module& m) {
-  char* block = reinterpret_cast<char*>(fs) - m.offset;
-  if (m.image_bytes != 0) memcpy(block, m.image, m.image_bytes);
-  if (m.bytes > m.image_bytes) memset(block + m.image_bytes, 0, m.bytes - m.image_bytes);
 }
 
 // Blocks that __tls_get_addr allocated for this thread go; it makes new ones on demand.
@@ -171,17 +113,38 @@ void free_dynamic_tls(TcbHead* head) {
   }
 }
 
+// libc's cancellation word, if it holds state and type as bits 0 and 1 (2.34 and 2.35 keep
+// them elsewhere). It is tried out on the calling thread.
+void find_cancel_word() {
+  uint32_t* desc;
+  if (!find(desc, "_thread_db_pthread_cancelhandling") || desc[2] + 4 > priv.sizeof_pthread) return;
+  auto* word = reinterpret_cast<volatile int*>(fs_base() + desc[2]);
+  int state, type, ignored;
+  real().pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+  real().pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+  int disabled = *word;
+  real().pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &ignored);
+  int async = *word;
+  real().pthread_setcanceltype(type, &ignored);
+  real().pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &ignored);
+  int enabled = *word;
+  real().pthread_setcancelstate(state, &ignored);
+  if ((disabled & 3) == 1 && (async & 3) == 3 && (enabled & 1) == 0) priv.cancel_offset = desc[2];
+}
+
 }  // namespace
 
 const char* tcb_probe() {
   uint32_t* sizeof_pthread;
   uint32_t* tid_desc;
+  uint32_t* offset_desc;
   void* resp;
   if (!find(priv.allocate_tls, "_dl_allocate_tls") ||
       !find(priv.tls_static_info, "_dl_get_tls_static_info") ||
       !find(priv.call_tls_dtors, "__call_tls_dtors") || !find(priv.ctype_init, "__ctype_init") ||
       !find(sizeof_pthread, "_thread_db_sizeof_pthread") ||
-      !find(tid_desc, "_thread_db_pthread_tid") || !find(resp, "__resp"))
+      !find(tid_desc, "_thread_db_pthread_tid") ||
+      !find(offset_desc, "_thread_db_link_map_l_tls_offset") || !find(resp, "__resp"))
     return "this libc does not export what a thread of ours is made of";
   priv.sizeof_pthread = *sizeof_pthread;
   priv.tid_offset = tid_desc[2];
@@ -201,9 +164,8 @@ const char* tcb_probe() {
   priv.resp_offset = static_cast<char*>(resp) - fs;
   priv.t_g_offset = reinterpret_cast<char*>(&t_g) - fs;
   if (!find_robust()) return "this libc keeps its robust list elsewhere";
-  read_modules();
-  priv.dtv_known = check_dtv();
-  if (!priv.dtv_known || libc_module == 0 || own_module == 0)
+  find_cancel_word();
+  if (!tls_modules_boot(priv.static_below, offset_desc) || !check_dtv())
     return "this libc lays thread-local storage out differently";
   return nullptr;
 }
@@ -218,6 +180,11 @@ TcbLayout host_tcb_layout() {
 
 void tcb_set_tid(G* g, uint32_t tid) {
   memcpy(reinterpret_cast<char*>(g->fs) + priv.tid_offset, &tid, sizeof tid);
+}
+
+std::atomic<int>* tcb_cancel_word(const G* g) {
+  if (priv.cancel_offset == 0) return nullptr;
+  return reinterpret_cast<std::atomic<int>*>(g->fs + priv.cancel_offset);
 }
 
 bool tcb_make(G* g) {
@@ -265,76 +232,11 @@ void tcb_reset(G* g) {
     memset(&t->res, 0, sizeof t->res);
   }
   uselocale(LC_GLOBAL_LOCALE);
-  for (size_t i = 0; i < n_modules; i++) {
-    const Module& m = modules[i];
-    if (m.offset != 0 && m.id != libc_module && m.id != own_module) reset_static(g->fs, m);
-  }
+  tls_reset_static(g->fs);
   free_dynamic_tls(head_of(g->fs));
+  if (auto* word = tcb_cancel_word(g)) word->store(0, std::memory_order_relaxed);
   errno = 0;
   h_errno = 0;
-}
-
-void tcb_modules_stale() { modules_stale.store(kReadings, std::memory_order_release); }
-
-namespace {
-
-bool has_tls(const G* g) { return g->cls != nullptr && !g->fresh; }
-
-// A new library's block in g. It was zero until now; what is not belongs to a constructor
-// or a user that was faster than we, and stays.
-void set_new_static(G* g, const Module& m) {
-  char* block = reinterpret_cast<char*>(g->fs) - m.offset;
-  auto* image = static_cast<const char*>(m.image);
-  for (size_t i = 0; i < m.image_bytes; i++)
-    if (block[i] == 0) block[i] = image[i];
-}
-
-template <class F>
-void every_tls(F f) {
-  for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
-    if (has_tls(g)) f(g);
-}
-
-bool same(const Module& a, const Module& b) {
-  return a.id == b.id && a.offset == b.offset && a.image == b.image;
-}
-
-bool among(const Module& m, const Module* list, size_t n) {
-  for (size_t i = 0; i < n; i++)
-    if (same(m, list[i])) return true;
-  return false;
-}
-
-// libc does for its own threads what we do here for ours (it keeps them on no list).
-void modules_reread() {
-  static Module seen[kMaxModules];
-  size_t n_seen = n_modules;
-  memcpy(seen, modules, n_seen * sizeof(Module));
-  read_modules();
-  for (size_t i = 0; i < n_seen; i++) {
-    const Module& m = seen[i];
-    if (m.offset == 0 || among(m, modules, n_modules)) continue;
-    every_tls([&](G* g) { memset(reinterpret_cast<char*>(g->fs) - m.offset, 0, m.bytes); });
-  }
-  for (size_t i = 0; i < n_modules; i++) {
-    const Module& m = modules[i];
-    if (m.offset == 0 || m.image_bytes == 0 || among(m, seen, n_seen)) continue;
-    every_tls([&](G* g) { set_new_static(g, m); });
-  }
-}
-
-}  // namespace
-
-void tcb_modules_refresh() {
-  uint32_t left = modules_stale.load(std::memory_order_acquire);
-  if (WEFT_LIKELY(left == 0)) return;
-  G* me = this_g();
-  if (me != nullptr) engine_enter(me);  // else preempted while holding the lock
-  modules_lock.lock();
-  modules_stale.compare_exchange_strong(left, left - 1, std::memory_order_relaxed);
-  modules_reread();
-  modules_lock.unlock();
-  if (me != nullptr) engine_exit(me);
 }
 
 void tcb_after_fork_child(G* g) {

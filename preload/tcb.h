@@ -29,12 +29,8 @@ void tcb_first_run();
 void tcb_run_dtors();
 // At the end of a thread, on it, outside the engine: see above.
 void tcb_reset(G* g);
-// dlopen or dlclose is being called: modules may come or go.
-void tcb_modules_stale();
-// If stale (for so many times after the call above, as its end may be unseen): reads the
-// modules anew; initial-exec TLS of new ones is set in every G that exists, that of gone
-// ones zeroed. Outside the engine. Cheap when nothing is stale.
-void tcb_modules_refresh();
+// libc's word of cancellation bits in g's TCB (cancel.cc); null where it is not known.
+std::atomic<int>* tcb_cancel_word(const G* g);
 // Takes the caller's kernel thread's rseq registration back: its TCB migrates from now on.
 void tcb_unregister_rseq();
 // In a fork child, on g: off libc's list of threads (fork's child put it there), linked to

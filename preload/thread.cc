@@ -21,6 +21,8 @@
 #include "preload/signals.h"
 #include "preload/spawn_attr.h"
 #include "preload/tcb.h"
+#include "preload/tls_modules.h"
+#include "sched/cpuclock.h"
 #include "sched/stack.h"
 
 extern "C" {
@@ -85,7 +87,7 @@ int create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
   SpawnAttr a;
   if (!spawn_attr(attr, &a)) return -1;  // natively, please
   int err = 0;
-  tcb_modules_refresh();
+  tls_modules_refresh();
   G* self = this_g();
   G* g = make_thread(a, &err);
   if (g == nullptr) return err;
@@ -129,6 +131,7 @@ void prepare_thread(G* g) {
   t->sigwait_set.store(0, std::memory_order_relaxed);
   t->sig_no_restart = false;
   t->mask_saved = false;
+  cpu_reset(g);
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
   t->alive.store(true, std::memory_order_relaxed);
@@ -168,6 +171,8 @@ void host_g_main(G* g) {
       t->result = reinterpret_cast<void*>(static_cast<intptr_t>(t->start_c11(t->arg)));
     else
       t->result = t->start(t->arg);
+  } else {
+    cancel_landed(t);
   }
   // Not by t_g: in a fork child of this thread it is null until something boots again.
   thread_finish(t);
@@ -179,7 +184,7 @@ void thread_finish(Thread* t) {
   tcb_run_dtors();
   tsd_run_destructors(t);
   if (t_g == nullptr) exit(0);  // the only thread of a fork child that never booted
-  tcb_modules_refresh();
+  tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
   if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
   bool slot = g->cls != nullptr;  // the first thread's TCB stays as it is

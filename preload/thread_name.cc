@@ -4,6 +4,8 @@
 // means this one: the first thread's, whose comm is the process's name in ps, and a wired
 // G's. The others cannot show in /proc/self/task: their Ms are shared.
 //
+// Nobody named: all zeros, and so are the threads it creates. Named "": a 1 behind the 0.
+//
 // prctl: options that belong to the process, and getters, go straight through. Those that
 // change the calling kernel thread wire the caller; so do options we do not know.
 #include <fcntl.h>
@@ -54,14 +56,18 @@ void read_comm(char out[kNameBytes]) {
 }
 
 void set_name(G* g, const char name[kNameBytes]) {
-  memcpy(thread_of(g)->name, name, kNameBytes);
+  char* to = thread_of(g)->name;
+  memcpy(to, name, kNameBytes);
+  if (name[0] == 0) to[1] = 1;
   if (g->wired) write_comm(g->m->tid.load(std::memory_order_relaxed), name);
   else if (g == first_thread()) write_comm(sys_getpid(), name);
 }
 
 void get_name(G* g, char out[kNameBytes]) {
   memcpy(out, thread_of(g)->name, kNameBytes);
-  if (out[0] == 0) read_comm(out);
+  if (out[0] != 0) return;
+  if (out[1] == 0) read_comm(out);
+  else out[1] = 0;
 }
 
 bool is_getter(long option) {

@@ -44,14 +44,16 @@ long set_personality(unsigned long p) {
 thread_local constinit int t_tracer_ktid = 0;
 
 long trace_on(int ktid, const long a[4]) {
-  KCall call{SYS_ptrace, a[0], a[1], a[2], a[3]};
+  if (ktid == 0) return -ESRCH;
+  KCall call{SYS_ptrace, a[0], a[1], a[2], a[3], -ESRCH};
+  kcall_lock();  // may park: which M we are on is known only from here on
   G* g = this_g();
-  kcall_lock();
   if (g != nullptr) engine_enter(g);
-  bool made = ktid != 0 && ktid != sys_gettid() && kcall_on(ktid, &call);
+  if (ktid == sys_gettid()) call.result = sys_call(SYS_ptrace, a[0], a[1], a[2], a[3]);
+  else if (!kcall_on(ktid, &call)) call.result = -ESRCH;
   if (g != nullptr) engine_exit(g);
   kcall_unlock();
-  return made ? call.result : -ESRCH;
+  return call.result;
 }
 
 // To the kernel a tracer is one thread: the M that attached, or the one that forked a child

@@ -1,8 +1,12 @@
 // wire.cc - see wire.h.
 //
-// Wishes live in one array, searched linearly: they are few and short-lived. One is valid
-// only while its G has kAttWire set; a slot's next thread starts without the bit, so what
-// was wished for the last one is never carried out.
+// Wishes live in one array, searched linearly: they are few and short-lived. A wish is made
+// and carried out under one lock, so that getters see it or its effect. Who carries it out:
+//   the G itself, when kAttWire makes it look (wire_attention), and whenever it is wired
+//   the wisher, when it finds under the lock that the G is wired by now
+// Either the wisher's locked look at G::wired comes after the G set it, or the G's own
+// locked look comes after the wish. A thread that ends before it looked leaves the bit set:
+// its slot's next thread forgets the wish (wish_forget).
 #include "preload/wire.h"
 
 #include "preload/tcb.h"
@@ -19,9 +23,13 @@
 namespace weft {
 namespace {
 
+// Of the thread that was wired, and stale in the slot's next one: counts with G::wired.
+thread_local constinit bool t_inherits = false;
+
 Lock wish_lock;  // leaf; guards the three below
 Wish* wishes;
-uint32_t n_wishes, cap_wishes;
+uint32_t cap_wishes;
+std::atomic<uint32_t> n_wishes{0};  // read without the lock for "none at all"
 
 void number(char* out, uint64_t v) {
   char digits[20];
@@ -32,12 +40,9 @@ void number(char* out, uint64_t v) {
   *out = 0;
 }
 
-bool valid(const Wish& w) {
-  return (w.g->attention.load(std::memory_order_acquire) & kAttWire) != 0;
-}
-
 Wish* find_locked(const G* g) {
-  for (uint32_t i = 0; i < n_wishes; i++)
+  uint32_t n = n_wishes.load(std::memory_order_relaxed);
+  for (uint32_t i = 0; i < n; i++)
     if (wishes[i].g == g) return &wishes[i];
   return nullptr;
 }
@@ -48,7 +53,7 @@ bool grow_locked() {
                        MAP_PRIVATE | MAP_ANONYMOUS);
   if (sys_failed(mem)) return false;
   if (cap_wishes != 0) {
-    memcpy(mem, wishes, n_wishes * sizeof(Wish));
+    memcpy(mem, wishes, cap_wishes * sizeof(Wish));
     sys_munmap(wishes, cap_wishes * sizeof(Wish));
   }
   wishes = static_cast<Wish*>(mem);
@@ -57,17 +62,33 @@ bool grow_locked() {
 }
 
 Wish* make_locked(G* g) {
-  Wish* w = find_locked(g);
-  if (w != nullptr && valid(*w)) return w;
-  for (uint32_t i = 0; w == nullptr && i < n_wishes; i++)
-    if (!valid(wishes[i])) w = &wishes[i];
-  if (w == nullptr) {
-    if (n_wishes == cap_wishes && !grow_locked()) return nullptr;
-    w = &wishes[n_wishes++];
-  }
+  if (Wish* w = find_locked(g)) return w;
+  uint32_t n = n_wishes.load(std::memory_order_relaxed);
+  if (n == cap_wishes && !grow_locked()) return nullptr;
+  n_wishes.store(n + 1, std::memory_order_relaxed);
+  Wish* w = &wishes[n];
   w->g = g;
   w->has_sched = w->has_nice = w->has_mask = false;
   return w;
+}
+
+void remove_locked(Wish* w) {
+  uint32_t n = n_wishes.load(std::memory_order_relaxed) - 1;
+  *w = wishes[n];
+  n_wishes.store(n, std::memory_order_release);
+}
+
+// g has a kernel thread of its own: `ktid`, or 0 when it is the caller.
+void carry_out_locked(Wish* w, pid_t ktid) {
+  if (w->has_mask)
+    sys_call(SYS_sched_setaffinity, ktid, sys_arg(w->mask_bytes), sys_arg(&w->mask[0]));
+  if (w->has_nice) sys_call(SYS_setpriority, PRIO_PROCESS, ktid, w->nice);
+  if (w->has_sched) {
+    struct sched_param p = {};
+    p.sched_priority = w->priority;
+    sys_call(SYS_sched_setscheduler, ktid, w->policy, sys_arg(&p));
+  }
+  remove_locked(w);
 }
 
 template <class F>
@@ -83,9 +104,17 @@ auto locked(F f) {
 
 }  // namespace
 
+bool wire_inherited() { return t_inherits && t_g != nullptr && t_g->wired; }
+
 void wire_thread(const char* why) {
+  wire_thread_for_lock(why);
+  t_inherits = true;
+}
+
+void wire_thread_for_lock(const char* why) {
   G* g = this_g();
   if (g == nullptr) return;
+  t_inherits = false;
   if (knobs().wire) {
     char id[24] = " ";
     number(id + 1, g->vtid);
@@ -103,46 +132,43 @@ bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg) {
     Wish* w = make_locked(g);
     if (w == nullptr) return false;
     change(w, arg);
-    // Release: the G's exchange of attention acquires the wish (and the lock orders it).
-    g->attention.fetch_or(kAttWire, std::memory_order_release);
+    if (g->wired) carry_out_locked(w, g->m->tid.load(std::memory_order_relaxed));
+    else g->attention.fetch_or(kAttWire, std::memory_order_release);
     return true;
   });
 }
 
 bool wish_get(G* g, Wish* out) {
-  if ((g->attention.load(std::memory_order_acquire) & kAttWire) == 0) return false;
+  if (n_wishes.load(std::memory_order_acquire) == 0) return false;  // after the last was carried out
   return locked([&] {
     Wish* w = find_locked(g);
-    if (w == nullptr || !valid(*w)) return false;
+    if (w == nullptr) return false;
     *out = *w;
     return true;
   });
 }
 
-void wire_attention(G* g) {
-  Wish w;
-  bool found = locked([&] {
-    Wish* mine = find_locked(g);
-    if (mine == nullptr) return false;
-    w = *mine;
-    *mine = wishes[--n_wishes];
-    return true;
+void wish_settle(G* g) {
+  if (n_wishes.load(std::memory_order_acquire) == 0) return;
+  locked([&] {
+    Wish* w = find_locked(g);
+    if (w != nullptr && g->wired) carry_out_locked(w, g->m->tid.load(std::memory_order_relaxed));
+    return 0;
   });
-  if (!found) return;
-  wire_thread("another thread set its scheduling");
-  if (w.has_mask)
-    sys_call(SYS_sched_setaffinity, 0, sys_arg(w.mask_bytes), sys_arg(&w.mask[0]));
-  if (w.has_nice) sys_call(SYS_setpriority, PRIO_PROCESS, 0, w.nice);
-  if (w.has_sched) {
-    struct sched_param p = {};
-    p.sched_priority = w.priority;
-    sys_call(SYS_sched_setscheduler, 0, w.policy, sys_arg(&p));
-  }
 }
+
+void wish_forget(G* g) {
+  locked([&] {
+    if (Wish* w = find_locked(g)) remove_locked(w);
+    return 0;
+  });
+}
+
+void wire_attention(G*) { wire_thread("another thread set its scheduling"); }
 
 void wire_after_fork() {
   wish_lock.reset();
-  n_wishes = 0;
+  n_wishes.store(0, std::memory_order_relaxed);
 }
 
 }  // namespace weft

@@ -12,6 +12,11 @@ namespace weft {
 // Wires the calling G; nothing on foreign threads and wired Gs. `why` is constant text,
 // shown under WEFT_DEBUG=wire=1. Outside the engine or at depth 1, which it leaves.
 void wire_thread(const char* why);
+// The calling thread was wired by something that threads inherit from their creator: those
+// it creates are to be native ones (kernel threads made by this one). A mutex is no such
+// thing: wire_thread_for_lock.
+bool wire_inherited();
+void wire_thread_for_lock(const char* why);
 
 // f is a raw system call that changes the calling kernel thread. Where it succeeds, the G
 // stays with this thread for good. f's answer.
@@ -51,6 +56,11 @@ struct Wish {
 bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg);
 // Copies g's wish; false if there is none.
 bool wish_get(G* g, Wish* out);
+// g is wired by now: what was wished for it before is carried out, so that what the caller
+// does next comes after it.
+void wish_settle(G* g);
+// g's slot begins a new life and kAttWire was still set in the last one.
+void wish_forget(G* g);
 // host_attention found kAttWire: g, the caller, carries its wish out.
 void wire_attention(G* g);
 void wire_after_fork();

@@ -77,6 +77,10 @@ struct alignas(kCacheLine) G {
   uint32_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
   AltStack altstack;
 
+  // --- processor time (cpuclock.h)
+  std::atomic<uint64_t> cpu_ns{0};  // charged to it
+  std::atomic<uint64_t> cpu_shown{0};  // the most that anybody was told
+
   // --- identity and memory
   uint32_t vtid = 0;                // what gettid() answers
   uint32_t index = 0;               // in all_gs

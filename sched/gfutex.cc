@@ -68,13 +68,15 @@ void link_head(Bucket& b, Waiter* w) {
   w->linked = true;
 }
 
-void drop_count(Waiter* w) {
+inline void drop_count(Waiter* w) {
   if (w->counter == nullptr) return;
-  w->counter->fetch_sub(1, std::memory_order_relaxed);  // guarded by the bucket lock
+  std::atomic<uint32_t>& c = *w->counter;
   w->counter = nullptr;
+  if (w->counter_shared) c.fetch_sub(1, std::memory_order_relaxed);
+  else c.store(c.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
 }
 
-void unlink(Bucket& b, Waiter* w) {
+inline void unlink(Bucket& b, Waiter* w) {
   if (w->prev != nullptr) w->prev->next = w->next; else b.head = w->next;
   if (w->next != nullptr) w->next->prev = w->prev; else b.tail = w->prev;
   w->linked = false;
@@ -88,7 +90,7 @@ Waiter* next_of(Waiter* w, const void* addr) {
 
 // Claims a linked waiter and unlinks it; false if it gave up first: it unlinks itself, but
 // what it counts in may go away now, so it is taken out of that.
-bool take(Bucket& b, Waiter* w) {
+inline __attribute__((always_inline)) bool take(Bucket& b, Waiter* w) {
   if (!w->claimed) {
     uint32_t waiting = 0;
     if (w->g == nullptr) {

@@ -36,14 +36,16 @@ namespace weft {
 enum class OnSignal : uint8_t { kDefer, kEintr, kGoOn };
 
 struct Waiter {
-  Waiter* next = nullptr;
-  Waiter* prev = nullptr;
-  const void* addr = nullptr;            // changes when requeued; guarded by the bucket lock
-  G* g = nullptr;                        // null: foreign, sleeps on `word`
-  uint64_t token = 0;
+  // The first five are set by gfutex_enqueue.
+  Waiter* next;
+  Waiter* prev;
+  const void* addr;                      // changes when requeued; guarded by the bucket lock
+  G* g;                                  // null: foreign, sleeps on `word`
+  uint64_t token;
   std::atomic<uint32_t> word{0};         // foreign: 0 waiting, 1 woken, 2 gave up
   uint32_t bitset = ~0u;
-  // Counts the waiters; the ABI file adds (under the bucket lock), unlink subtracts.
+  // Counts the waiters of an address; the ABI file adds, under the bucket lock, unlink
+  // subtracts. Nobody else writes it, unless counter_shared.
   std::atomic<uint32_t>* counter = nullptr;
   bool (*stop)() = nullptr;              // kGoOn: asked around the handlers; true: -EINTR
   void* arg = nullptr;                   // the ABI file's own (cond: the mutex)
@@ -55,6 +57,7 @@ struct Waiter {
   bool claimed = false;                  // woken already, queued for its turn (requeue)
   bool handed = false;                   // what it waits for was given to it
   bool duty = false;                     // others wait behind it: see mutex.h
+  bool counter_shared = false;           // part of a word that others change (sem)
 };
 
 struct WakeResult {

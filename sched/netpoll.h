@@ -22,6 +22,9 @@ GList netpoll(uint64_t delay_ns);
 void netpoll_break();
 // True while some G may be readied by netpoll: it is worth polling.
 bool netpoll_waiters();
+// Looks at p's waits that began without a try (netsettle.cc). True: some G became ready.
+// g0, or a G in the engine, that holds p.
+bool netpoll_settle(P* p);
 // sysmon, once a tick: re-verifies waits that last (netverify.cc).
 void netpoll_verify(uint64_t now_ns);
 void netpoll_after_fork();
@@ -30,6 +33,10 @@ void netpoll_after_fork();
 // Registers pd for `dirs` (1 << PollDir) more. 0 or -errno.
 int netpoll_arm(PollDesc* pd, uint32_t dirs);
 void netpoll_disarm(PollDesc* pd);
+// pd's newest wait, of a G on p, began without a try; not under pd's lock.
+void netpoll_note_untried(P* p, PollDesc* pd);
+void netpoll_settle_old();
+void netpoll_settle_after_fork();
 // Asks the kernel about a registration: 0 fine, -ENOENT: it is another file's.
 int netpoll_rearm(PollDesc* pd);
 

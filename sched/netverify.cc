@@ -95,6 +95,7 @@ bool examine(PollDesc* pd, GList& out) {
 
 void netpoll_verify(uint64_t now_ns) {
   if (!netpoll_waiters()) return;
+  netpoll_settle_old();
   if (at < 0) {
     if (now_ns < next_round_ns) return;
     next_round_ns = now_ns + kEveryNs;

@@ -1,6 +1,8 @@
 // park.cc - see park.h.
 #include "sched/park.h"
 
+#include <linux/membarrier.h>
+
 #include "sched/netpoll.h"
 
 namespace weft {
@@ -57,8 +59,21 @@ Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
   return r;
 }
 
-bool park_interrupt(G* g) {
+namespace {
+
+// g->attention has been set: g's park word, such that a g whose park begins later than what
+// we see looks at attention after it (park_begin).
+uint64_t park_word_of(G* g) {
   uint64_t w = g->park.load(std::memory_order_acquire);
+  if ((w & 7) == static_cast<uint64_t>(Reason::kWaiting) || !sched.membarrier) return w;
+  sys_call(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  return g->park.load(std::memory_order_acquire);
+}
+
+}  // namespace
+
+bool park_interrupt(G* g) {
+  uint64_t w = park_word_of(g);
   if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting)) return false;
   if (!g->interruptible.load(std::memory_order_relaxed)) return false;  // written before park
   if (!park_claim(g, w, Reason::kInterrupted)) return false;
@@ -67,7 +82,7 @@ bool park_interrupt(G* g) {
 }
 
 bool park_break(G* g) {
-  uint64_t w = g->park.load(std::memory_order_acquire);
+  uint64_t w = park_word_of(g);
   if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting)) return false;
   if (!park_claim(g, w, Reason::kInterrupted)) return false;
   ready(g);

@@ -31,13 +31,12 @@ inline uint64_t park_begin(G* g, Wait why, const void* on, bool interruptible = 
   uint64_t token = seq << 3 | static_cast<uint64_t>(Reason::kWaiting);
   uint64_t calls = g->state.load(std::memory_order_relaxed) & ~uint64_t{0xffffffff};
   g->state.store(calls | static_cast<uint64_t>(GState::kWaiting), std::memory_order_relaxed);
-  if (interruptible) {
-    // StoreLoad against whoever sets attention and then looks at the park word
-    // (park_interrupt): one of the two sees the other. park() looks at attention.
-    g->park.store(token, std::memory_order_seq_cst);
-  } else {
-    g->park.store(token, std::memory_order_release);
-  }
+  g->park.store(token, std::memory_order_release);
+  // StoreLoad against whoever sets attention and then looks at the park word (park.cc,
+  // park_word_of): one of the two sees the other. park() looks at attention. The fence is
+  // the other side's membarrier; here only where there is none.
+  if (WEFT_UNLIKELY(interruptible && !sched.membarrier))
+    std::atomic_thread_fence(std::memory_order_seq_cst);
   return token;
 }
 

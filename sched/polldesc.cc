@@ -218,7 +218,7 @@ PollDesc* lock_turn(PollTurn& t) {
 
 }  // namespace
 
-int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why) {
+int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
   G* g = t_g;
   engine_enter(g);
   PollWaiter w;
@@ -245,6 +245,7 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why) {
     }
   }
   pd->lock.unlock();
+  if (untried && err == 0 && !again) netpoll_note_untried(g->m->p, pd);
   if (err == 0 && !again) err = finish_wait(t, w, park_until(g, w.token, deadline_ns));
   engine_exit(g);
   return err;
@@ -322,9 +323,7 @@ int poll_watch_wait(PollWatch* w, uint32_t n, uint64_t deadline_ns, Wait why) {
   if ((err == 0 && !again) || !park_claim(g, token, Reason::kNone))
     r = park_until(g, token, err == 0 && !again ? deadline_ns : kNever);
   else
-    g->state.store((g->state.load(std::memory_order_relaxed) & ~uint64_t{0xffffffff}) |
-                       static_cast<uint64_t>(GState::kRunning),
-                   std::memory_order_relaxed);
+    park_abandon(g);
   unwatch(w, i);
   engine_exit(g);
   if (err != 0) return err;
@@ -381,6 +380,7 @@ void clear_notes(PollDesc* pd) {  // nobody counted in in_flight survives a chan
   pd->kind.store(0, std::memory_order_relaxed);
   pd->notes.store(0, std::memory_order_relaxed);
   pd->drained.store(0, std::memory_order_relaxed);
+  pd->guess.store(0, std::memory_order_relaxed);
 }
 
 // The kernel's view of the moved takers: the duplicate, registered for what they wait for.
@@ -458,6 +458,7 @@ int polldesc_next_orphan(int from) {
 bool polldesc_is_orphan(int fd) { return polldesc_next_orphan(fd) == fd; }
 
 void polldesc_after_fork() {
+  netpoll_settle_after_fork();
   for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next) sys_call(SYS_close, o->fd);
   orphan_list = nullptr;
   n_orphans.store(0, std::memory_order_relaxed);

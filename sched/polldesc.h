@@ -85,6 +85,8 @@ struct alignas(kCacheLine) PollDesc {
   std::atomic<uint32_t> notes{0};
   std::atomic<uint32_t> share_epoch{0};
   std::atomic<uint64_t> drained{0};         // 1<<32 | seq[in]: a read found it empty then
+  std::atomic<uint32_t> guess{0};           // first tries of a read in a row that found nothing
+  std::atomic<uint32_t> read_seq{0};        // seq[in] as the last read that got data sampled it
 };
 
 // Null beyond the table, for negative numbers and before the first need (_peek only looks).
@@ -111,7 +113,8 @@ inline void poll_turn_sample(PollTurn& t) {
 }
 // Step 3 and 4. 0: try again. -ETIMEDOUT, -EINTR; -EPERM: epoll does not take this file;
 // -EBADF: the number was closed since the turn began; other -errno from epoll_ctl.
-int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why);
+// `untried`: step 2 was left out; the wait is settled later (netsettle.cc).
+int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried = false);
 void poll_turn_finish(PollTurn& t);
 // Ends a turn: passes readiness on, lets a duplicate go. Before the call's result is used.
 inline void poll_turn_end(PollTurn& t) {

@@ -9,8 +9,8 @@
 //    (the virtual CPU has halted), and 2-5 us of the waker. A G that always parks right
 //    after readying one other G (ping-pong, create+join) gains nothing from a second M:
 //    its partner runs next on this P. So each G learns (G::wake_habit): 2 times parked
-//    within kHabitTsc of a ready with the woken G still in runnext, and the wake is left
-//    out; once longer, and it wakes at once again. sysmon's tick is the net below it.
+//    within kHabitTsc of a ready, and the wake is left out; once longer, and it wakes at
+//    once again. sysmon's tick is the net below it.
 //  - Ping-pong by runnext cannot starve the ring: every kMaintain switches runnext goes
 //    to the tail.
 //
@@ -20,6 +20,7 @@
 // One of the two sees the other, so no G is left queued while all others sleep.
 #include "sched/sched.h"
 
+#include "sched/cpuclock.h"
 #include "sched/netpoll.h"
 #include "sched/park.h"
 #include "sched/stack.h"
@@ -77,6 +78,7 @@ void maintain(P* p) {
     if (G* next = p->runq.get_next()) runq_put_tail(p, next);
   if (G* g = globq_get(p, 1)) runq_put_tail(p, g);
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
+  netpoll_settle(p);  // waits begun without a try (netsettle.cc)
   if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
     GList gs = netpoll(0);
     ready_list(gs);
@@ -107,6 +109,7 @@ void begin_run(M* m, P* p, G* g) {
   count(p->switches);
   if (!p->inherit) count(p->tick);
   m->trace.add(Ev::kRun, g->index, p->id);
+  if (WEFT_UNLIKELY(sched.count_cpu.load(std::memory_order_relaxed))) cpu_switch(m, g);
   if (WEFT_UNLIKELY(m->kmask != g->sigmask)) host_sync_signals(m, g);
 }
 
@@ -116,10 +119,13 @@ void do_switch(G* from, G* to) {
 }
 
 // Learns whether g parks soon after it readied another one (head comment).
-void learn_habit(G* g, P* p) {
+// Whether the woken G was still there does not count: the wake itself takes the waker so
+// long (a system call, an interrupt to the other core) that the woken M steals it meanwhile,
+// which would look as if the wake had paid, for ever.
+void learn_habit(G* g) {
   uint64_t ran = tsc() - g->ready_tsc;
   g->ready_tsc = 0;
-  if (ran < kHabitTsc && p != nullptr && p->runq.has_next()) {
+  if (ran < kHabitTsc) {
     if (g->wake_habit < kHabitSure) g->wake_habit++;
   } else {
     g->wake_habit = 0;
@@ -128,11 +134,9 @@ void learn_habit(G* g, P* p) {
 
 void wake_for(G* self, P* p, bool displaced) {
   if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) return;
-  if (!displaced && self != nullptr) {
-    self->ready_tsc = tsc();
-    if (self->wake_habit >= kHabitSure && p->runq.ring_empty()) return;
-  }
-  wake_p();
+  bool learn = !displaced && self != nullptr;
+  if (!learn || self->wake_habit < kHabitSure || !p->runq.ring_empty()) wake_p();
+  if (learn) self->ready_tsc = tsc();
 }
 
 }  // namespace
@@ -204,7 +208,7 @@ void switch_away() {
   G* g = t_g;
   M* m = g->m;
   P* p = m->p;
-  if (g->ready_tsc != 0) learn_habit(g, p);
+  if (g->ready_tsc != 0) learn_habit(g);
   m->trace.add(Ev::kPark, g->index, static_cast<uint64_t>(g->wait));
   G* next = p == nullptr ? nullptr : pick_local(p);
   if (next == g) {  // readied before it could leave: it just goes on
@@ -321,6 +325,16 @@ G* steal_work(M* m, P* p) {
   return nullptr;
 }
 
+// When a P last looked at the netpoller (tsc). A spinner leaves events to a P that looks all
+// the time: taking them would move its Gs from core to core.
+std::atomic<uint64_t> last_look_tsc{0};
+constexpr uint64_t kLookTsc = 30000;  // about 12 us
+
+GList look_netpoll() {
+  last_look_tsc.store(tsc(), std::memory_order_relaxed);
+  return netpoll(0);
+}
+
 // Steals until something is found or the spin time is over.
 G* spin_for_work(M* m, P* p) {
   if (!m->spinning) {
@@ -333,8 +347,9 @@ G* spin_for_work(M* m, P* p) {
   for (;;) {
     if (G* g = steal_work(m, p)) return g;
     if (G* g = globq_get(p, kRunqSize)) return g;
-    if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
-      GList gs = netpoll(0);
+    if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0 &&
+        tsc() - last_look_tsc.load(std::memory_order_relaxed) > kLookTsc) {
+      GList gs = look_netpoll();
       G* g = gs.pop();
       ready_list(gs);
       if (g != nullptr) return g;
@@ -410,12 +425,13 @@ G* find_runnable(M* m) {
     if (G* g = p->runq.get()) return g;
     if (G* g = globq_get(p, kRunqSize)) return g;
     if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
-      GList gs = netpoll(0);
+      GList gs = look_netpoll();
       if (G* g = gs.pop()) {
         ready_list(gs);
         return g;
       }
     }
+    if (netpoll_settle(p)) continue;  // before it spins or sleeps: netsettle.cc
     if (G* g = spin_for_work(m, p)) return g;
 
     // Nothing: give the P back, then look once more, as the un-spin protocol wants.
@@ -461,6 +477,7 @@ void schedule() {
   for (;;) {
     if (G* last = m->curg.load(std::memory_order_relaxed)) {
       m->curg.store(nullptr, std::memory_order_relaxed);
+      if (WEFT_UNLIKELY(sched.count_cpu.load(std::memory_order_relaxed))) cpu_switch(m, nullptr);
       if (last->wired && g_state(last) == GState::kDead) {
         sched.n_away.fetch_sub(1, std::memory_order_relaxed);
         sched.n_m.fetch_sub(1, std::memory_order_relaxed);

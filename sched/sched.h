@@ -79,6 +79,7 @@ struct alignas(kCacheLine) P {
   // --- sysmon only
   uint32_t seen_tick = 0, seen_switches = 0;
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
+  uint64_t seen_cpu_ns = 0;
   // --- counters
   uint64_t n_steals = 0, n_handoffs = 0;
 };
@@ -106,6 +107,10 @@ struct alignas(kCacheLine) M {
   std::atomic<uint32_t> sent{0};
   std::atomic<bool> preempt_due{false};  // one of them says that the slice is over
   uint64_t kmask = kMaskNoG;             // the G mask that the kernel holds for this M
+  // --- processor time (cpuclock.h); own M
+  G* cpu_g = nullptr;                    // whom it runs for
+  bool cpu_known = false;
+  uint64_t cpu_tsc = 0, cpu_last = 0, cpu_since = 0;
   M* idle_link = nullptr;                // sched.lock
   M* all_next = nullptr;                 // append-only
   TraceRing trace;
@@ -133,10 +138,13 @@ struct Sched {
   P* p = nullptr;                        // [procs]
   uint32_t spin_us = 0;
   bool fsgsbase = false;
+  bool crowded = false;                  // more Ps than cores we may use
   bool membarrier = false;
   // Futex of sysmon: 0 awake or in a short sleep, 1 in a deep one (acquire_p ends it), 2 kicked.
   std::atomic<uint32_t> sysmon_word{0};
   uint32_t preempt_ms = 10;
+  std::atomic<bool> count_cpu{false};    // cpuclock.h
+  std::atomic<int> sysmon_tid{0};
   std::atomic<uint64_t> n_wakes{0}, n_retakes{0}, n_hidden{0}, n_preempts{0}, n_refused{0};  // counters only
 };
 extern Sched sched;
@@ -147,6 +155,7 @@ struct BootConfig {
   uint32_t spin_us;
   uint32_t preempt_ms;     // 0: off
   bool fsgsbase;           // else FS moves by arch_prctl
+  bool crowded;            // procs is more than the cores of this process
 };
 // Turns the calling thread into `g1` on M0 (its fs, vtid, sigmask, altstack are set), with
 // `g0_slot`, a slot whose TCB is made, as M0's scheduler stack; starts sysmon and the

@@ -11,8 +11,9 @@
 // costs nothing.
 //
 // Hidden blocks: tick and switch count of a P stand still and its G is kRunning. Then
-// /proc/self/task/TID/syscall of its M says "running" or a number; asking costs 0.7 us and
-// is done at most every 100 us a P.
+// the CPU clock of its M, asked every 40 us, says whether it computes; if it does not,
+// /proc/self/task/TID/syscall says whether it sleeps in the kernel (a number) or has merely
+// lost its core ("running").
 #include "sched/sysmon.h"
 
 #include <fcntl.h>
@@ -30,6 +31,7 @@ constexpr uint64_t kMaxTickNs = 10'000'000;
 constexpr uint32_t kIdleTicks = 50;
 constexpr uint64_t kSyscallNs = 20'000;
 constexpr uint64_t kHiddenNs = 40'000;
+constexpr uint64_t kStillNs = 5'000;
 constexpr uint64_t kPollNs = 10'000'000;
 constexpr uint64_t kAskAgainNs = 1'000'000;  // a refused preemption is asked for again
 constexpr uint64_t kDeepAfterNs = 1'000'000'000;
@@ -50,6 +52,15 @@ bool asleep_in_kernel(int tid) {
   long got = sys_call(SYS_read, fd, sys_arg(&buf[0]), sizeof buf);
   sys_call(SYS_close, fd);
   return got > 0 && buf[0] >= '0' && buf[0] <= '9';
+}
+
+// CPU time of a kernel thread, by the clock id that its tid encodes (clock_getres(2)).
+uint64_t cpu_time_ns(int tid) {
+  constexpr long kPerThreadSched = 6;
+  struct timespec ts;
+  if (sys_call(SYS_clock_gettime, (~static_cast<long>(tid) << 3) | kPerThreadSched, sys_arg(&ts)) != 0)
+    return 0;
+  return static_cast<uint64_t>(ts.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(ts.tv_nsec);
 }
 
 thread_local constinit bool t_sysmon = false;
@@ -83,6 +94,12 @@ bool check_hidden(P* p, M* m, G* g, uint64_t now) {
   if (!sched.membarrier || now - p->hidden_since_ns < kHiddenNs) return false;
   p->hidden_since_ns = now;
   if (g->engine.load(std::memory_order_relaxed) != 0) return false;
+  // It computes if its CPU time moves. Only otherwise look into /proc, which takes the
+  // lowest free descriptor of the program for a moment.
+  uint64_t cpu = cpu_time_ns(m->tid.load(std::memory_order_relaxed));
+  bool moved = cpu > p->seen_cpu_ns + kStillNs || cpu < p->seen_cpu_ns;
+  p->seen_cpu_ns = cpu;
+  if (moved) return false;
   if (!asleep_in_kernel(m->tid.load(std::memory_order_relaxed))) return false;
   if (!retake_hidden(p, m, g)) return false;
   sched.n_hidden.fetch_add(1, std::memory_order_relaxed);
@@ -141,12 +158,18 @@ bool poll_descriptors(uint64_t now) {
   return true;
 }
 
-bool wake_for_queued() {
+// A single G seen queued on a P that switches all the time is on its way; waking another
+// M for it would only move a ping-pong from core to core.
+bool stuck_work(const P* p, uint64_t now) {
+  return p_has_work(p) && (p->runq.size() > 1 || p->hidden_since_ns != now);
+}
+
+bool wake_for_queued(uint64_t now) {
   if (sched.n_idle_p.load(std::memory_order_relaxed) == 0 ||
       sched.n_spinning.load(std::memory_order_relaxed) != 0)
     return false;
   bool work = sched.globq_n.load(std::memory_order_relaxed) != 0;
-  for (uint32_t i = 0; !work && i < sched.procs; i++) work = p_has_work(&sched.p[i]);
+  for (uint32_t i = 0; !work && i < sched.procs; i++) work = stuck_work(&sched.p[i], now);
   if (work) wake_p();
   return work;
 }
@@ -171,6 +194,7 @@ bool sysmon_thread() { return t_sysmon; }
 
 void sysmon_main(void*) {
   t_sysmon = true;
+  sched.sysmon_tid.store(sys_gettid(), std::memory_order_relaxed);
   sys_call(SYS_prctl, PR_SET_TIMERSLACK, 1);  // 50 us of slack by default: longer than a tick
   uint64_t delay = kTickNs;
   uint32_t quiet = 0;
@@ -183,7 +207,7 @@ void sysmon_main(void*) {
     bool did = run_timers(now) | poll_descriptors(now);
     netpoll_verify(now);
     for (uint32_t i = 0; i < sched.procs; i++) did |= check_p(&sched.p[i], now);
-    did |= wake_for_queued();
+    did |= wake_for_queued(now);
     sysmon_hook(now);
     if (did) {
       quiet = 0;

@@ -166,6 +166,7 @@ static void cancel_each(void *(*run)(void *), int yields) {
   for (int i = 0; i < kPoints; i++) {
     if (points[i].block == do_msgrcv && message_queue < 0) continue;
     if ((points[i].block == do_mq_receive || points[i].block == do_mq_timedreceive) && posix_queue == (mqd_t)-1) continue;
+    dprintf(1, " %s", points[i].name);  // a hang is one of this point
     at_call = gate = cleaned = 0;
     pthread_t t = start(run, (void *)&points[i]);
     AWAIT(LOAD(&at_call));
@@ -177,6 +178,7 @@ static void cancel_each(void *(*run)(void *), int yields) {
     CHECK(result == PTHREAD_CANCELED);
     CHECK_EQ(cleaned, 1);
   }
+  dprintf(1, "\n");
 }
 
 static void *sleep_for_ever(void *arg) {

@@ -97,6 +97,9 @@ struct StealVersusGet : Base<3> {
   }
 };
 
+// The ring was full when put() looked; thieves may have taken from it by the time the owner
+// takes half. take_half once went on from the new head and past the tail, so that a G ran
+// twice.
 struct Overflow : Base<5> {
   using Base::Base;
   void start() {
