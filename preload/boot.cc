@@ -23,6 +23,7 @@
 #include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/tls_modules.h"
+#include "sched/netpoll.h"
 #include "sched/stack.h"
 
 extern char** environ;
@@ -154,6 +155,7 @@ bool boot() {
   }
   signals_boot(g1);
   fork_hooks_install();
+  if (k.netpoll == Netpoll::kOff) netpoll_disable();
   live_threads.store(1, std::memory_order_relaxed);
   if (sched_boot(c, g1, slot) != 0) return stay_native("cannot start the scheduler's threads");
   dump_boot();

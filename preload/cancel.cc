@@ -38,7 +38,7 @@ namespace {
 
 constexpr int kSigCancel = 32;
 constexpr int kMark = -0x77656663;  // si_code of ours; none of the kernel's or libc's
-constexpr int kPokes = 200;         // tries to catch an asynchronous target between two places
+constexpr int kPokes = 40;          // tries to catch an asynchronous target between two places
 
 struct KernelAction {
   void* handler;
@@ -152,7 +152,7 @@ void reach_async(Thread* t) {
   G* g = t->g;
   for (int i = 0; i < kPokes && !t->exiting && due(t); i++) {
     if (park_break(g)) return;
-    if (runs(g) && (i & 31) == 0) poke(t);
+    if (runs(g) && (i & 7) == 0) poke(t);
     else if (!runs(g) && g_state(g) != GState::kWaiting) return;  // on its way to a P, or over
     cpu_relax();
   }

@@ -215,7 +215,6 @@ bool parse_value(Knobs& k, const KnobRow& row, Span value) {
       store(k, row, static_cast<int>(v));
       return true;
     case KnobKind::kList:
-    case KnobKind::kPath:
       store(k, row, value.at);
       return true;
     case KnobKind::kPairs:
@@ -269,7 +268,6 @@ void put_accepted(Line& line, const KnobRow& row) {
       return;
     case KnobKind::kBool: line.put("0, 1"); return;
     case KnobKind::kList: line.put("names separated by commas"); return;
-    case KnobKind::kPath: line.put("a file name"); return;
     case KnobKind::kSignal: line.put("a signal's name or number"); return;
     case KnobKind::kPairs:
       for (const KnobRow& key : kDebugRows) {

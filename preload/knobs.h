@@ -23,7 +23,6 @@ struct Knobs {
   const char* only = nullptr;
   const char* skip = nullptr;
   bool stats = false;
-  const char* trace = nullptr;
   const char* debug = nullptr;        // the raw text; its keys are the next four
   int schedtrace_ms = 0;              // 0: no trace
   bool scheddetail = false;
@@ -48,7 +47,6 @@ enum class KnobKind : uint8_t {
   kEnum,      // one of words
   kBool,      // 0 or 1
   kList,      // names separated by commas
-  kPath,      // any text
   kPairs,     // key=value separated by commas, keys in the debug table
   kSignal,    // SIGUSR2, USR2, RTMIN+1 or a number
 };

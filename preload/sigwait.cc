@@ -46,13 +46,16 @@ long wait_in_kernel(G* g, uint64_t set, siginfo_t* info, uint64_t deadline_ns) {
   struct timespec ts;
   if (deadline_ns == 0) enter_syscall(g);
   else enter_syscall_block(g);
-  kernel_mask_exactly(g, mask_for_kernel(g->sigmask) | kOurs, kMaskNoG);   // step 2
+  const uint64_t cancel = sig_bit(32);  // pthread_cancel's poke, as kHard (cancel.cc)
+  kernel_mask_exactly(g, mask_for_kernel(g->sigmask) | kOurs | cancel, kMaskNoG);  // step 2
   long k = kLook;
-  if ((pending_of(g) & set) == 0) {                                        // step 3
-    uint64_t all = set | sig_bit(kHard);
+  if ((pending_of(g) & set) == 0 && !cancel_pending()) {                   // step 3
+    uint64_t all = set | sig_bit(kHard) | cancel;
     k = sys_call(SYS_rt_sigtimedwait, sys_arg(&all), sys_arg(info),
                  sys_arg(left_until(deadline_ns, &ts)), kSetBytes);
-    if (k > 0 && is_poke(info)) {
+    if (k == 32) {
+      k = kLook;
+    } else if (k > 0 && is_poke(info)) {
       g->m->sent.fetch_and(k == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
       k = kLook;
     }

@@ -22,6 +22,7 @@
 #include "preload/spawn_attr.h"
 #include "preload/tcb.h"
 #include "preload/tls_modules.h"
+#include "preload/wire.h"
 #include "sched/cpuclock.h"
 #include "sched/stack.h"
 
@@ -64,14 +65,15 @@ G* make_thread(const SpawnAttr& a, int* err) {
   prepare_thread(g);
   Thread* t = thread_of(g);
   if (g->fresh) {
+    g->fresh = false;  // before libc fills its TLS: a dlopen now must reach it (tls_modules.cc)
     if (!tcb_make(g)) {  // outside the engine: the dtv comes from the program's malloc
+      g->fresh = true;
       if (self != nullptr) engine_enter(self);
       g_free(g);
       if (self != nullptr) engine_exit(self);
       *err = EAGAIN;
       return nullptr;
     }
-    g->fresh = false;
     t->first_run = true;
   }
   t->stack_bytes = a.user_stack != nullptr ? a.stack_bytes : g->cls->stack_bytes;
@@ -85,7 +87,9 @@ G* make_thread(const SpawnAttr& a, int* err) {
 int create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
            int (*start_c11)(void*), void* arg) {
   SpawnAttr a;
-  if (!spawn_attr(attr, &a)) return -1;  // natively, please
+  // Natively, please: by its attributes, or since the creator's kernel thread hands down
+  // what only the kernel can (affinity, namespaces ...).
+  if (!spawn_attr(attr, &a) || wire_inherited()) return -1;
   int err = 0;
   tls_modules_refresh();
   G* self = this_g();
@@ -136,7 +140,8 @@ void prepare_thread(G* g) {
   g->no_preempt = 0;
   t->alive.store(true, std::memory_order_relaxed);
   g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it
-  g->attention.store(0, std::memory_order_relaxed);
+  // A wish for native scheduling left for the slot's last thread is not this one's.
+  if ((g->attention.exchange(0, std::memory_order_relaxed) & kAttWire) != 0) wish_forget(g);
   g->altstack = AltStack{};
   g->wired = false;
   g->wait = Wait::kNone;

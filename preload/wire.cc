@@ -124,6 +124,10 @@ void wire_thread_for_lock(const char* why) {
   }
   wire_self(why);
   signals_wired(g);
+  locked([&] {
+    if (Wish* w = find_locked(g)) carry_out_locked(w, 0);
+    return 0;
+  });
   tcb_wire(g);
 }
 

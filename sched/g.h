@@ -67,7 +67,7 @@ struct alignas(kCacheLine) G {
   bool wired = false;               // 1:1 for good: has a kernel thread, never a P
   Wait wait = Wait::kNone;
   const void* wait_on = nullptr;    // for the dump: address or descriptor
-  uint64_t wait_since_ns = 0;       // for the starvation bound and the dump
+  uint64_t wait_since_ns = 0;       // coarse (sysmon's tick); for the dump
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
   bool fresh = true;                // the slot has no TLS yet

@@ -24,13 +24,6 @@ void wake_m(M* m) {
   sys_futex_wake(&m->park, 1);
 }
 
-void block_signals(M* m) {
-  if (m->kmask == kMaskNoG) return;
-  uint64_t all = kAllSignals;
-  sys_sigprocmask(2 /*SIG_SETMASK*/, &all, nullptr);
-  m->kmask = kMaskNoG;
-}
-
 // First code of a spawned M, on the stack libc gave it, which becomes g0's.
 void m_main(void* arg) {
   M* m = static_cast<M*>(arg);
@@ -63,6 +56,13 @@ void spawn_one() {
 }
 
 }  // namespace
+
+void block_signals(M* m) {
+  if (m->kmask == kMaskNoG) return;
+  uint64_t all = kAllSignals;
+  sys_sigprocmask(2 /*SIG_SETMASK*/, &all, nullptr);
+  m->kmask = kMaskNoG;
+}
 
 void spawner_main(void*) {
   for (;;) {

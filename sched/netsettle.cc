@@ -63,7 +63,8 @@ bool settle(SettleList& l) {
     PollDesc* pd = mine[i].pd;
     pd->lock.lock();
     if (still_waits(mine[i])) polldesc_fire(pd, 1u << kPollIn, false, out);
-    pd->guess.store(0, std::memory_order_relaxed);
+    // Left over, or just come: the next read tries, and unlearns if it finds something.
+    if (pd->guess.load(std::memory_order_relaxed) > 1) pd->guess.store(2, std::memory_order_relaxed);
     pd->lock.unlock();
   }
   bool any = out.head != nullptr;

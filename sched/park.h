@@ -27,6 +27,7 @@ inline uint64_t park_begin(G* g, Wait why, const void* on, bool interruptible = 
   uint64_t seq = (g->park.load(std::memory_order_relaxed) >> 3) + 1;
   g->wait = why;
   g->wait_on = on;
+  g->wait_since_ns = sched.coarse_ns.load(std::memory_order_relaxed);
   g->interruptible.store(interruptible, std::memory_order_relaxed);  // ordered by park
   uint64_t token = seq << 3 | static_cast<uint64_t>(Reason::kWaiting);
   uint64_t calls = g->state.load(std::memory_order_relaxed) & ~uint64_t{0xffffffff};

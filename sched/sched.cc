@@ -390,6 +390,7 @@ void sleep_in_netpoll(M* m) {
   // A timer added between earliest_timer() and here saw poll_until_ns too old; look again.
   if (earliest_timer() < when) delay = 0;
   m->trace.add(Ev::kPoll, 0, delay);
+  block_signals(m);
   GList gs = netpoll(delay);
   sched.poll_until_ns.store(0, std::memory_order_relaxed);
   sched.last_poll_ns.store(host_now_ns(), std::memory_order_seq_cst);

@@ -129,6 +129,7 @@ struct Sched {
   std::atomic<M*> all_m{nullptr};
   std::atomic<uint32_t> n_m{0};
   std::atomic<uint32_t> want_m{0};       // kernel threads the spawner is to start
+  std::atomic<uint64_t> coarse_ns{0};    // the time as of sysmon's last tick; for dumps
   std::atomic<uint32_t> n_away{0};       // Ms whose G runs or sleeps without a P
   std::atomic<uint32_t> spawn_word{0};   // futex of the spawner
   std::atomic<uint64_t> last_poll_ns{0}; // 0: somebody blocks in netpoll
@@ -202,6 +203,8 @@ void globq_put_locked(G* g);
 bool p_has_work(const P* p);
 bool any_work();  // in any queue, idle Ps' and the global one included
 void stop_m(M* m);
+// Before m sleeps without a G: the mask it has is that of a G that may be gone.
+void block_signals(M* m);
 // The M of the calling G or g0; null on a foreign thread.
 inline M* this_m() { return t_g == nullptr ? nullptr : t_g->m; }
 // The calling G if the scheduler runs it; null on foreign threads, g0 and wired Gs.

@@ -203,6 +203,7 @@ void sysmon_main(void*) {
     sys_futex_wait(&sched.sysmon_word, 0, host_now_ns() + delay);
     sched.sysmon_word.store(0, std::memory_order_relaxed);
     uint64_t now = host_now_ns();
+    sched.coarse_ns.store(now, std::memory_order_relaxed);
     host_tick(now);
     bool did = run_timers(now) | poll_descriptors(now);
     netpoll_verify(now);

@@ -2,7 +2,7 @@
 //
 // A ring per M, written by that M alone with two plain stores (about 1 ns), so it stays on
 // in release builds. Readers (fatal, the dump) accept a torn last entry. No time stamp:
-// the order within an M is what a hang needs; WEFT_TRACE adds times.
+// the order within an M is what a hang needs.
 #pragma once
 
 #include "sched/base.h"

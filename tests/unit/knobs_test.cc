@@ -61,7 +61,7 @@ Test(knobs, the_initial_text_of_each_row_is_the_default_of_its_field) {
 Test(knobs, every_variable_takes_its_good_values) {
   Knobs k = parse({"WEFT_PROCS=8", "WEFT_PREEMPT=off", "WEFT_STACK=64k", "WEFT_SPIN=0",
                    "WEFT_NETPOLL=off", "WEFT_ONLY=a,b", "WEFT_SKIP=c", "WEFT_STATS=1",
-                   "WEFT_TRACE=/tmp/t", "WEFT_DEBUG=schedtrace=500,scheddetail=1,wire=1,dumpsig=12",
+                   "WEFT_DEBUG=schedtrace=500,scheddetail=1,wire=1,dumpsig=12",
                    "PATH=/bin", "WEFTY=1", "XWEFT_PROCS=1"});
   expect_lines(0);
   cr_expect_eq(k.procs, 8);
@@ -72,7 +72,6 @@ Test(knobs, every_variable_takes_its_good_values) {
   cr_expect_str_eq(k.only, "a,b");
   cr_expect_str_eq(k.skip, "c");
   cr_expect(k.stats);
-  cr_expect_str_eq(k.trace, "/tmp/t");
   cr_expect_eq(k.schedtrace_ms, 500);
   cr_expect(k.scheddetail && k.wire);
   cr_expect_eq(k.dumpsig, 12);
