@@ -16,8 +16,8 @@
 // of ours: such a pair cannot be meant for other processes, and libc would release the
 // mutex without seeing our waiters. Signal asks both worlds then.
 #include "preload/cancel.h"
+#include "preload/interrupt.h"
 #include "preload/mutex.h"
-#include "preload/thread.h"
 
 namespace weft {
 namespace {
@@ -36,9 +36,8 @@ bool count_me(void* count) {  // written under the queue's lock only
 }
 
 // An asynchronous cancel must not unwind a queued waiter: deferred during the wait.
-bool defer_cancel() {
-  Thread* t = this_thread();
-  if (t == nullptr || !t->cancel_async) return false;
+bool defer_cancel(Thread* t) {
+  if (WEFT_LIKELY(t == nullptr || !t->cancel_async)) return false;
   t->cancel_async = false;
   return true;
 }
@@ -57,11 +56,12 @@ int retake_real(pthread_mutex_t* m) {
 }
 
 int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
-  cancel_point();
+  Thread* t = this_thread();
+  check_cancel(t);
   Mutex* m = mutex_of(pm);
   bool ours = mutex_is_ours(m);
   if (ours && not_owner(m)) return EPERM;
-  bool async = defer_cancel();
+  bool async = defer_cancel(t);
   bool shared = (flags_of(c) & kShared) != 0;
   Waiter w;
   w.on_signal = OnSignal::kGoOn;

@@ -18,7 +18,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 
-#include "preload/mutex.h"
+#include "preload/interrupt.h"
 #include "preload/wire.h"
 
 namespace weft {
@@ -71,7 +71,7 @@ long wait(const Call& c, uint32_t bitset) {
                                                    c.ts);
   }
   if (c.word->load(std::memory_order_seq_cst) != c.val) return -EAGAIN;
-  Interrupt seen;
+  Interrupt seen(this_thread());
   for (;;) {
     long r = gfutex_wait(c.word, c.val, deadline, Wait::kFutex, true, bitset);
     // A handler with SA_RESTART restarts an untimed wait: then EAGAIN tells of a change.

@@ -11,9 +11,6 @@
 
 #include <sys/single_threaded.h>
 
-#include "preload/cancel.h"
-#include "preload/signals.h"
-#include "preload/thread.h"
 #include "preload/wire.h"
 
 namespace weft {
@@ -27,16 +24,6 @@ uint32_t self_id_slow() {
   G* g = t_g;
   t_self_id = g != nullptr && !g->is_g0 ? g->vtid : static_cast<uint32_t>(sys_gettid());
   return t_self_id;
-}
-
-Interrupt::Interrupt() : handled(0) {
-  if (Thread* t = this_thread()) handled = t->sig_handled;
-  signals_wait_begins();
-}
-
-bool Interrupt::ends_wait(bool timed) const {
-  if (this_g() == nullptr) return true;
-  return timed ? this_thread()->sig_handled != handled : !signals_may_restart();
 }
 
 namespace {
@@ -311,7 +298,7 @@ void mutex_release_for_wait(Mutex* m) {
   }
   Waiter* heir = chain_pop(m);
   heir->handed = true;  // the word stays: 1, or 2 if others wait
-  gfutex_ready(heir);
+  ready(heir->g);       // a G is in the engine since it queued
 }
 
 void mutex_retake(Mutex* m, const Waiter* w) {

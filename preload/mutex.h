@@ -72,15 +72,6 @@ inline uint32_t self_id() {
 // Rises in each fork child: waiters and once-initialisers of the parent are not here.
 extern uint32_t fork_generation;
 
-// For sem_wait and futex: whether an -EINTR is to reach the program (signals.h); true for
-// threads that the scheduler does not run, where the kernel has decided.
-struct Interrupt {
-  Interrupt();
-  // A handler has run that ends the wait: any, or (untimed waits) one without SA_RESTART.
-  bool ends_wait(bool timed) const;
-  uint64_t handled;
-};
-
 // ---- for cond.cc; all of these for mutexes of ours
 inline bool mutex_held_by_me(const Mutex* m) {
   return m->owner.load(std::memory_order_relaxed) == self_id();

@@ -25,6 +25,7 @@ extern "C" int __libc_start_main(int (*)(int, char**, char**), int, char**, void
 #include <grp.h>
 #include <spawn.h>
 #include <sys/ptrace.h>
+#include <sys/signalfd.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 extern "C" int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void*);

@@ -9,7 +9,7 @@
 // sem_post may be called from a signal handler: it enters gfutex, which keeps handlers out
 // (gfutex.h), and before that is one CAS.
 #include "preload/cancel.h"
-#include "preload/mutex.h"
+#include "preload/interrupt.h"
 
 namespace weft {
 namespace {
@@ -46,8 +46,8 @@ bool wait_if_none(void* arg) {
 
 // 0 or an errno value. Sleeps inside a kGoOn-free wait: the value tells all, so a handler
 // may even jump out.
-int wait(Sem* s, uint64_t deadline_ns) {
-  Interrupt seen;
+int wait(Sem* s, Thread* t, uint64_t deadline_ns) {
+  Interrupt seen(t);
   for (;;) {
     Waiter w;
     w.counter = reinterpret_cast<std::atomic<uint32_t>*>(&s->word) + 1;
@@ -92,10 +92,11 @@ int answer(int err) {
 
 int wait_until(sem_t* ps, clockid_t clock, const struct timespec* abs) {
   Sem* s = sem_of(ps);
-  cancel_point();
+  Thread* t = this_thread();
+  check_cancel(t);
   if (take(s)) return 0;
   if (abs->tv_sec < 0) return answer(ETIMEDOUT);
-  return answer(wait(s, deadline_from(clock, abs)));
+  return answer(wait(s, t, deadline_from(clock, abs)));
 }
 
 }  // namespace
@@ -132,9 +133,10 @@ WEFT_EXPORT int sem_wait(sem_t* ps) {
     cancel_point();
     return in_cancel_syscall([&] { return real().sem_wait(ps); });
   }
-  cancel_point();
+  Thread* t = this_thread();
+  check_cancel(t);
   if (take(s)) return 0;
-  return answer(wait(s, kNever));
+  return answer(wait(s, t, kNever));
 }
 
 WEFT_EXPORT int sem_timedwait(sem_t* ps, const struct timespec* abs) {

@@ -28,6 +28,7 @@ struct Node {
 };
 
 PendingSet process_pending;
+std::atomic<uint64_t> signalfd_bits{0};  // in any signalfd ever made
 Lock pool_lock;  // guards the two below
 Node* pool;
 uint32_t n_nodes;
@@ -241,6 +242,13 @@ int signal_g(G* g, int sig, const siginfo_t* info) {
     if (!does_nothing(sig)) default_action(sig);
     return 0;
   }
+  // A signalfd reads what the kernel has. One for a thread that blocks it is as good as one
+  // for the process, if nobody else would take that.
+  if (blocked && (signalfd_bits.load(std::memory_order_relaxed) & sig_bit(sig)) != 0 &&
+      who_accepts(sig_bit(sig)) == nullptr) {
+    siginfo_t copy = *info;
+    return static_cast<int>(sys_call(SYS_rt_sigqueueinfo, sys_getpid(), sig, sys_arg(&copy)));
+  }
   if (int err = enqueue(t->pending, t, sig, info)) return err == -ESRCH ? 0 : err;
   notify(g, sig);
   return 0;
@@ -256,3 +264,13 @@ void sigsend_after_fork() {
 }
 
 }  // namespace weft
+
+using namespace weft;
+
+WEFT_EXPORT int signalfd(int fd, const sigset_t* set, int flags) noexcept {
+  int r = real().signalfd(fd, set, flags);
+  uint64_t bits;
+  memcpy(&bits, set, sizeof bits);
+  if (r >= 0) signalfd_bits.fetch_or(bits, std::memory_order_relaxed);
+  return r;
+}

@@ -65,15 +65,17 @@ G* make_thread(const SpawnAttr& a, int* err) {
   prepare_thread(g);
   Thread* t = thread_of(g);
   if (g->fresh) {
-    g->fresh = false;  // before libc fills its TLS: a dlopen now must reach it (tls_modules.cc)
+    uint32_t modules = tls_modules_version();
     if (!tcb_make(g)) {  // outside the engine: the dtv comes from the program's malloc
-      g->fresh = true;
       if (self != nullptr) engine_enter(self);
       g_free(g);
       if (self != nullptr) engine_exit(self);
       *err = EAGAIN;
       return nullptr;
     }
+    g->fresh = false;
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (tls_modules_version() != modules) tls_reset_static(g->fs);
     t->first_run = true;
   }
   t->stack_bytes = a.user_stack != nullptr ? a.stack_bytes : g->cls->stack_bytes;

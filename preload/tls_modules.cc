@@ -131,9 +131,11 @@ int add_module(dl_phdr_info* info, size_t, void* arg) {
   return 0;
 }
 
-void publish(const Reading& r) {
+void begin_change() {
   version.fetch_add(1, std::memory_order_acq_rel);
   std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+void end_change(const Reading& r) {
   memcpy(modules, r.list, r.n * sizeof(Module));
   n_modules = r.n;
   version.fetch_add(1, std::memory_order_release);
@@ -166,19 +168,20 @@ void every_tls(F f) {
 // libc does for its own threads what we do here for ours (it keeps them on no list).
 void take_over(const Reading& now) {
   bool changed = now.n != n_modules;
+  for (size_t i = 0; i < now.n; i++) changed |= !among(now.list[i], modules, n_modules);
+  if (!changed) return;
+  begin_change();  // before the walk: a G being made now notices (tls_modules_version)
   for (size_t i = 0; i < n_modules; i++) {
     const Module& m = modules[i];
     if (among(m, now.list, now.n)) continue;
-    changed = true;
     every_tls([&](G* g) { memset(reinterpret_cast<char*>(g->fs) - m.offset, 0, m.bytes); });
   }
   for (size_t i = 0; i < now.n; i++) {
     const Module& m = now.list[i];
     if (among(m, modules, n_modules)) continue;
-    changed = true;
     every_tls([&](G* g) { set_new(g, m); });
   }
-  if (changed) publish(now);
+  end_change(now);
 }
 
 }  // namespace
@@ -190,7 +193,8 @@ bool tls_modules_boot(size_t below, const uint32_t* offset_desc) {
   Reading r;
   r.n = 0;
   dl_iterate_phdr(add_module, &r);
-  publish(r);
+  begin_change();
+  end_change(r);
   return libc_found && own_found;
 }
 
@@ -205,7 +209,10 @@ void tls_reset_static(uintptr_t fs) {
   size_t n;
   uint32_t seen;
   do {
-    while (((seen = version.load(std::memory_order_acquire)) & 1) != 0) cpu_relax();
+    for (int i = 0; ((seen = version.load(std::memory_order_acquire)) & 1) != 0; i++) {
+      cpu_relax();
+      if (i > 1000) sys_sched_yield();
+    }
     n = n_modules < kMaxModules ? n_modules : 0;
     memcpy(list, modules, n * sizeof(Module));
     std::atomic_thread_fence(std::memory_order_acquire);
@@ -216,6 +223,8 @@ void tls_reset_static(uintptr_t fs) {
     memset(block + list[i].image_bytes, 0, list[i].bytes - list[i].image_bytes);
   }
 }
+
+uint32_t tls_modules_version() { return version.load(std::memory_order_seq_cst); }
 
 void tls_modules_stale() { stale.store(kReadings, std::memory_order_release); }
 
@@ -237,6 +246,13 @@ void tls_modules_refresh() {
   unlock_modules();
 }
 
-void tls_modules_after_fork() { modules_lock.reset(); }
+void tls_modules_after_fork() {
+  modules_lock.reset();
+  // Cut off in the middle of a change: what was being written is read again in full.
+  if ((version.load(std::memory_order_relaxed) & 1) != 0) {
+    version.fetch_add(1, std::memory_order_relaxed);
+    tls_modules_stale();
+  }
+}
 
 }  // namespace weft

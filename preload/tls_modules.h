@@ -27,6 +27,9 @@ void tls_modules_stale();
 // modules anew; static TLS of new ones is set in every G that exists, that of gone ones
 // zeroed. Cheap when nothing is stale.
 void tls_modules_refresh();
+// Changes when the set of modules does. Whoever makes a TCB compares before and after: a
+// walk in between passed it by.
+uint32_t tls_modules_version();
 void tls_modules_after_fork();
 
 }  // namespace weft

@@ -297,7 +297,7 @@ void netpoll_make_room(int fd) {
 
 NetpollStats netpoll_stats() {
   return {n_polls.load(std::memory_order_relaxed), n_events.load(std::memory_order_relaxed),
-          n_breaks.load(std::memory_order_relaxed), netpoll_repaired(), 0};
+          n_breaks.load(std::memory_order_relaxed), netpoll_repaired(), netpoll_readded()};
 }
 
 }  // namespace weft

@@ -35,7 +35,7 @@ int netpoll_arm(PollDesc* pd, uint32_t dirs);
 void netpoll_disarm(PollDesc* pd);
 // pd's newest wait, of a G on p, began without a try; not under pd's lock.
 void netpoll_note_untried(P* p, PollDesc* pd);
-void netpoll_settle_old();
+void netpoll_settle_old(uint64_t now_ns);
 void netpoll_settle_after_fork();
 // Asks the kernel about a registration: 0 fine, -ENOENT: it is another file's.
 int netpoll_rearm(PollDesc* pd);
@@ -57,6 +57,7 @@ struct NetpollStats {
   uint64_t polls, events, breaks, repaired, readded;
 };
 NetpollStats netpoll_stats();
-uint64_t netpoll_repaired();
+uint64_t netpoll_repaired();                // lost wake-ups found by re-verification
+uint64_t netpoll_readded();                 // stale registrations found by it
 
 }  // namespace weft

@@ -95,7 +95,7 @@ bool examine(PollDesc* pd, GList& out) {
 
 void netpoll_verify(uint64_t now_ns) {
   if (!netpoll_waiters()) return;
-  netpoll_settle_old();
+  netpoll_settle_old(now_ns);
   if (at < 0) {
     if (now_ns < next_round_ns) return;
     next_round_ns = now_ns + kEveryNs;
@@ -115,6 +115,7 @@ void netpoll_verify(uint64_t now_ns) {
   if (at >= end) at = -1;
 }
 
+uint64_t netpoll_readded() { return n_readded.load(std::memory_order_relaxed); }
 uint64_t netpoll_repaired() { return n_repaired.load(std::memory_order_relaxed); }
 
 }  // namespace weft

@@ -33,6 +33,13 @@ class RunQ {
   // Makes g the next to run; returns whom it displaced (put() him), or null.
   T* put_next(T* g) { return next_.exchange(g, std::memory_order_acq_rel); }
 
+  // Anybody: makes g the next to run if nobody is.
+  bool offer_next(T* g) {
+    T* none = nullptr;
+    return next_.compare_exchange_strong(none, g, std::memory_order_acq_rel,
+                                         std::memory_order_relaxed);
+  }
+
   // Takes runnext. A stealer may race, hence the CAS.
   T* get_next() {
     T* g = next_.load(std::memory_order_relaxed);

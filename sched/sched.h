@@ -76,8 +76,11 @@ struct alignas(kCacheLine) P {
   std::atomic<PStatus> status{PStatus::kIdle};
   P* idle_link = nullptr;                // sched.lock
   TimerHeap timers;
+  std::atomic<bool> woke{false};         // what is queued here was woken, not preempted (fair.h)
+  std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
   // --- sysmon only
-  uint32_t seen_tick = 0, seen_switches = 0;
+  uint32_t seen_tick = 0;
+  uint64_t slice_before_ns = 0;          // the tick before the slice was noticed
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
   uint64_t seen_cpu_ns = 0;
   // --- counters
@@ -145,6 +148,7 @@ struct Sched {
   std::atomic<uint32_t> sysmon_word{0};
   uint32_t preempt_ms = 10;
   std::atomic<bool> count_cpu{false};    // cpuclock.h
+  std::atomic<bool> sysmon_slow{false};  // sysmon sleeps for longer than a share (fair.h)
   std::atomic<int> sysmon_tid{0};
   std::atomic<uint64_t> n_wakes{0}, n_retakes{0}, n_hidden{0}, n_preempts{0}, n_refused{0};  // counters only
 };

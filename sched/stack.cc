@@ -301,7 +301,7 @@ void stack_after_fork(G* keep) {
   }
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next) {
     if (g == keep || g->cls == nullptr) continue;
-    if (g_state(g) != GState::kDead) g->fresh = true;
+    g->fresh = true;  // a dead one may be half-made: its creator was just at it
     g->on_cpu.store(0, std::memory_order_relaxed);
     g->state.store(0, std::memory_order_relaxed);
     g->engine.store(0, std::memory_order_relaxed);

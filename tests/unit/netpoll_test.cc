@@ -1,0 +1,314 @@
+// netpoll_test.cc - waits for descriptors: edges, takers and observers, closing, settling, repair.
+#include "sched/netpoll.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "sched/polldesc.h"
+#include "tests/unit/fake_host.h"
+
+using namespace weft;
+using fake::boot;
+using fake::go;
+using fake::Latch;
+using fake::wait_until;
+
+namespace {
+
+constexpr uint64_t kMs = 1'000'000;
+
+// One byte the way preload/io_rw.cc reads it; `untried`: the first try is left out.
+long take_byte(int fd, uint64_t deadline = kNever, bool untried = false) {
+  PollTurn t;
+  poll_turn_begin(t, polldesc_get(fd), kPollIn);
+  for (bool first = true;; first = false) {
+    poll_turn_sample(t);
+    char c = 0;
+    struct iovec one = {&c, 1};
+    long r = first && untried ? -EAGAIN
+                              : sys_call(SYS_preadv2, t.pd->fd, sys_arg(&one), 1, -1, -1, RWF_NOWAIT);
+    if (r != -EAGAIN) {
+      poll_turn_end(t);
+      return r == 1 ? c : r;
+    }
+    int w = poll_turn_wait(t, deadline, Wait::kRead, first && untried);
+    if (w != 0) {
+      poll_turn_end(t);
+      return w;
+    }
+  }
+}
+
+void put(int fd, const char* s, size_t n = 1) { EXPECT(write(fd, s, n) == static_cast<ssize_t>(n)); }
+
+int open_descriptors() {
+  int n = 0;
+  for (int fd = 0; fd < 8192; fd++) n += fcntl(fd, F_GETFD) >= 0;
+  return n;
+}
+
+bool someone_waits(int fd) {
+  PollDesc* pd = polldesc_peek(fd);
+  return pd != nullptr && pd->head[kPollIn] != nullptr;
+}
+
+}  // namespace
+
+#define ON_PROCS(name)                                                        \
+  static void name(uint32_t procs);                                           \
+  Test(netpoll, name##_on_1, .timeout = 60) { name(1); }                      \
+  Test(netpoll, name##_on_2, .timeout = 60) { name(2); }                      \
+  Test(netpoll, name##_on_8, .timeout = 60) { name(8); }                      \
+  static void name(uint32_t procs)
+
+ON_PROCS(ping_pong_over_pipes) {
+  boot(procs);
+  int a[2], b[2];
+  cr_assert(pipe(a) == 0 && pipe(b) == 0);
+  Latch done(2);
+  go([&] {
+    for (int i = 0; i < 3000; i++) {
+      put(a[1], "x");
+      EXPECT(take_byte(b[0]) == 'y');
+    }
+    done.done();
+  });
+  go([&] {
+    for (int i = 0; i < 3000; i++) {
+      EXPECT(take_byte(a[0]) == 'x');
+      put(b[1], "y");
+    }
+    done.done();
+  });
+  done.wait();
+  cr_assert(fake::failures() == 0);
+  cr_assert(netpoll_repaired() == 0, "%lu lost wake-ups", netpoll_repaired());
+}
+
+// Many bytes come as one edge: each woken taker passes the rest on.
+ON_PROCS(one_edge_serves_all_takers) {
+  boot(procs);
+  int p[2];
+  cr_assert(pipe(p) == 0);
+  constexpr uint32_t kTakers = 200;
+  for (int round = 0; round < 5; round++) {
+    Latch done(kTakers);
+    for (uint32_t i = 0; i < kTakers; i++)
+      go([&] {
+        EXPECT(take_byte(p[0]) == 'z');
+        done.done();
+      });
+    cr_assert(wait_until([&] { return someone_waits(p[0]); }));
+    char all[kTakers];
+    for (char& c : all) c = 'z';
+    put(p[1], all, kTakers);
+    done.wait();
+  }
+  cr_assert(fake::failures() == 0);
+  cr_assert(netpoll_repaired() == 0);
+}
+
+ON_PROCS(hang_up_wakes_all) {
+  boot(procs);
+  int p[2];
+  cr_assert(pipe(p) == 0);
+  Latch done(50);
+  for (int i = 0; i < 50; i++)
+    go([&] {
+      EXPECT(take_byte(p[0]) == 0);
+      done.done();
+    });
+  cr_assert(wait_until([&] { return someone_waits(p[0]); }));
+  close(p[1]);
+  done.wait();
+  cr_assert(fake::failures() == 0);
+}
+
+ON_PROCS(deadline_ends_a_wait) {
+  boot(procs);
+  int p[2];
+  cr_assert(pipe(p) == 0);
+  Latch done(1);
+  go([&] {
+    uint64_t until = host_now_ns() + 3 * kMs;
+    EXPECT(take_byte(p[0], until) == -ETIMEDOUT);
+    EXPECT(host_now_ns() >= until);
+    done.done();
+  });
+  done.wait();
+  cr_assert(!someone_waits(p[0]));
+  cr_assert(fake::failures() == 0);
+}
+
+// The edge was used up before the wait, as by a read that left something behind.
+ON_PROCS(untried_wait_on_ready_data_is_settled) {
+  boot(procs);
+  int p[2];
+  cr_assert(pipe(p) == 0);
+  Latch done(1);
+  go([&] {
+    for (int i = 0; i < 20; i++) {
+      put(p[1], "ab", 2);
+      EXPECT(take_byte(p[0]) == 'a');
+      EXPECT(take_byte(p[0], kNever, true) == 'b');
+    }
+    done.done();
+  });
+  done.wait();
+  cr_assert(fake::failures() == 0);
+  cr_assert(netpoll_repaired() == 0);
+}
+
+ON_PROCS(untried_wait_is_settled_while_the_p_computes) {
+  boot(procs);
+  int p[2];
+  cr_assert(pipe(p) == 0);
+  std::atomic<bool> got{false};
+  Latch done(2);
+  put(p[1], "cd", 2);
+  go([&] {
+    EXPECT(take_byte(p[0]) == 'c');
+    EXPECT(take_byte(p[0], kNever, true) == 'd');
+    got.store(true);
+    done.done();
+  });
+  go([&] {  // on one P nothing else runs until this lets go, now and then
+    while (!got.load()) {
+      G* g = this_g();
+      engine_enter(g);
+      yield(false);
+      engine_exit(g);
+    }
+    done.done();
+  });
+  done.wait();
+  cr_assert(fake::failures() == 0);
+}
+
+// The file stays with who waited for it; its number is free at once.
+ON_PROCS(closing_moves_takers_to_a_duplicate) {
+  boot(procs);
+  int p[2], q[2];
+  cr_assert(pipe(p) == 0);
+  Latch first(1), done(3);
+  go([&] {  // makes epoll, before descriptors are counted
+    EXPECT(take_byte(p[0]) == '0');
+    first.done();
+  });
+  cr_assert(wait_until([&] { return someone_waits(p[0]); }));
+  put(p[1], "0");
+  first.wait();
+  int before = open_descriptors();
+  for (int i = 0; i < 3; i++)
+    go([&] {
+      EXPECT(take_byte(p[0]) == 'o');
+      done.done();
+    });
+  cr_assert(wait_until([&] {
+    PollDesc* pd = polldesc_peek(p[0]);
+    int n = 0;
+    pd->lock.lock();
+    for (PollWaiter* w = pd->head[kPollIn]; w != nullptr; w = w->next) n++;
+    pd->lock.unlock();
+    return n == 3;
+  }));
+  polldesc_retire(polldesc_peek(p[0]));
+  close(p[0]);
+  cr_assert(pipe(q) == 0);
+  cr_assert(q[0] == p[0], "the number is free");
+  cr_assert(polldesc_next_orphan(0) != __INT_MAX__);
+  put(q[1], "nnn", 3);  // not theirs
+  put(p[1], "ooo", 3);
+  done.wait();
+  cr_assert(wait_until([] { return polldesc_next_orphan(0) == __INT_MAX__; }));
+  cr_assert(wait_until([&] { return open_descriptors() == before + 1; }));
+  cr_assert(fake::failures() == 0);
+}
+
+ON_PROCS(observers_see_the_edge_and_take_nothing) {
+  boot(procs);
+  int p[2], q[2];
+  cr_assert(pipe(p) == 0 && pipe(q) == 0);
+  Latch done(11);
+  for (int i = 0; i < 10; i++)
+    go([&] {
+      for (;;) {
+        PollWatch w[2];
+        for (int k = 0; k < 2; k++) {
+          w[k].pd = polldesc_get(k == 0 ? q[0] : p[0]);
+          w[k].seq = w[k].pd->seq[kPollIn].load();
+        }
+        struct pollfd f[2] = {{q[0], POLLIN, 0}, {p[0], POLLIN, 0}};
+        if (poll(f, 2, 0) > 0) break;
+        EXPECT(poll_watch_wait(w, 2, kNever, Wait::kPoll) == 0);
+      }
+      done.done();
+    });
+  cr_assert(wait_until([&] { return someone_waits(p[0]); }));
+  put(p[1], "k");
+  cr_assert(wait_until([&] { return done.left() == 1; }));
+  go([&] {
+    EXPECT(take_byte(p[0]) == 'k');
+    done.done();
+  });
+  done.wait();
+  cr_assert(!someone_waits(p[0]) && !someone_waits(q[0]));
+  cr_assert(fake::failures() == 0);
+}
+
+// The number is closed and made anew without our knowing, as fclose does.
+ON_PROCS(a_stale_registration_is_found) {
+  boot(procs);
+  int p[2], q[2];
+  cr_assert(pipe(p) == 0);
+  Latch armed(1), done(1);
+  go([&] {
+    EXPECT(take_byte(p[0]) == '1');
+    armed.done();
+  });
+  cr_assert(wait_until([&] { return someone_waits(p[0]); }));
+  put(p[1], "1");
+  armed.wait();
+  close(p[0]);
+  close(p[1]);
+  cr_assert(pipe(q) == 0 && q[0] == p[0]);
+  go([&] {
+    EXPECT(take_byte(q[0]) == '2');
+    done.done();
+  });
+  cr_assert(wait_until([&] { return someone_waits(q[0]); }));
+  uint64_t before = host_now_ns();
+  put(q[1], "2");
+  done.wait();
+  cr_assert(host_now_ns() - before < 2000 * kMs);
+  cr_assert(netpoll_stats().readded + netpoll_repaired() >= 1);
+  cr_assert(fake::failures() == 0);
+}
+
+ON_PROCS(breaks_end_a_sleep_with_and_without_epoll) {
+  boot(procs);
+  int p[2];
+  cr_assert(pipe(p) == 0);
+  for (int i = 0; i < 2; i++) {
+    Latch done(1);
+    go([&] {  // a long timer first, then a short one must not wait for it
+      std::atomic<uint32_t> w{0};
+      go([] {
+        std::atomic<uint32_t> never{0};
+        gfutex_wait(&never, 0, host_now_ns() + 400 * kMs, Wait::kSleep);
+      });
+      uint64_t from = host_now_ns();
+      gfutex_wait(&w, 0, from + 20 * kMs, Wait::kSleep);
+      EXPECT(host_now_ns() - from >= 20 * kMs);
+      done.done();
+    });
+    done.wait();
+    go([&] { take_byte(p[0]); });  // epoll from here on
+    cr_assert(wait_until([&] { return someone_waits(p[0]); }));
+  }
+  cr_assert(fake::failures() == 0);
+}
