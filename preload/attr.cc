@@ -34,16 +34,14 @@ bool wants_kernel_thread(const pthread_attr_t* attr) {
   pthread_attr_getinheritsched(attr, &inherit);
   pthread_attr_getschedpolicy(attr, &policy);
   if (inherit == PTHREAD_EXPLICIT_SCHED && policy != SCHED_OTHER) return true;
-  int scope = PTHREAD_SCOPE_SYSTEM;
-  pthread_attr_getscope(attr, &scope);
-  // Without an affinity of its own the object answers with every bit set.
-  cpu_set_t set[16];
-  memset(set, 0, sizeof set);
-  if (pthread_attr_getaffinity_np(attr, sizeof set, set) != 0) return false;
-  const auto* bytes = reinterpret_cast<const unsigned char*>(set);
-  for (size_t i = 0; i < sizeof set; i++)
-    if (bytes[i] != 0xff) return true;
-  return false;
+  // Without an affinity of its own the object answers with every bit set, of as many as are
+  // asked for; with one that reaches beyond them it answers EINVAL.
+  cpu_set_t set;
+  if (pthread_attr_getaffinity_np(attr, sizeof set, &set) != 0) return true;
+  uint64_t words[sizeof set / 8], all = ~uint64_t{0};
+  memcpy(words, &set, sizeof set);
+  for (uint64_t w : words) all &= w;
+  return all != ~uint64_t{0};
 }
 
 }  // namespace

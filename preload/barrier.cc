@@ -8,10 +8,9 @@
 //
 // glibc's fields: `in` counts arrivals, `count` and `shared` are what init wrote.
 // Process-shared barriers are libc's, inside the syscall protocol.
+#include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/thread.h"
-
-#include "preload/api.h"
 
 namespace weft {
 namespace {

@@ -3,6 +3,7 @@
 // Callers: interposers on the program's stack, outside the engine.
 #pragma once
 
+#include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/thread.h"
 #undef p_type  // <resolv.h>, by way of thread.h, renames it

@@ -8,7 +8,7 @@
 //
 // sem_post may be called from a signal handler: it enters gfutex, which keeps handlers out
 // (gfutex.h), and before that is one CAS.
-#include "preload/cancel.h"
+#include "preload/api.h"
 #include "preload/interrupt.h"
 
 namespace weft {

@@ -82,7 +82,9 @@ long to_process(int sig, const siginfo_t* info) {
   G* g = who_accepts(bit);
   if (g != nullptr && g != first_thread() && self != nullptr && (self->sigmask & bit) == 0)
     g = self;
-  return g == nullptr ? 1 : signal_g(g, sig, info);
+  if (g != nullptr) return signal_g(g, sig, info);
+  masks_close(bit);  // it is to stay pending in the kernel, for all to see
+  return 1;
 }
 
 }  // namespace

@@ -94,7 +94,7 @@ uint64_t mask_swap(G* g, uint64_t mask) {
   if ((pending_of(g) & ~old) != 0) signals_attention(g);  // before the door closes
   set_masks(g, mask);
   masks_note(mask & ~old, old & ~mask);
-  if ((pending_of(g) & ~mask) != 0) signals_attention(g);
+  if (((pending_of(g) | deferred_pending()) & ~mask) != 0) signals_attention(g);
   return old;
 }
 
@@ -169,7 +169,7 @@ WEFT_EXPORT int sigpending(sigset_t* set) {
   if (r != 0 || g == nullptr) return r;
   uint64_t bits;
   memcpy(&bits, set, sizeof bits);
-  bits |= pending_of(g) & g->sigmask;
+  bits |= (pending_of(g) | deferred_pending()) & g->sigmask;
   memcpy(set, &bits, sizeof bits);
   return 0;
 }

@@ -126,6 +126,10 @@ G* who_accepts(uint64_t bit);
 // A thread's mask changed: what sysmon keeps open for the process may have to change, too.
 // Returns when a signal that nobody accepts any more is closed there.
 void masks_note(uint64_t now_blocked, uint64_t now_open);
+// Nobody accepts these: returns when sysmon has closed them.
+void masks_close(uint64_t bits);
+// Put aside for whoever accepts them, not routed yet.
+uint64_t deferred_pending();
 
 // ---- sigkill.cc
 long signals_tgkill(long tgid, long tid, long sig);  // tgid -1: tkill. -errno

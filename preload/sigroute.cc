@@ -120,10 +120,11 @@ void signals_route() {
       continue;
     siginfo_t info = d.info;
     G* to = d.to;
-    n_deferred.fetch_sub(1, std::memory_order_relaxed);
-    d.word.store(0, std::memory_order_release);
     if (to == nullptr) signal_process(info.si_signo, &info);
     else if (lives(to)) signal_g(to, info.si_signo, &info);
+    // Only now: until it is queued, sigpending finds it here.
+    n_deferred.fetch_sub(1, std::memory_order_relaxed);
+    d.word.store(0, std::memory_order_release);
     if (--left == 0) return;  // what comes meanwhile has its own kick
   }
 }
@@ -143,8 +144,20 @@ void masks_note(uint64_t now_blocked, uint64_t now_open) {
   if ((now_blocked & open) != 0) masks_dirty.store(true, std::memory_order_release);
   for (G* g = all_gs_first(); g != nullptr && left != 0; g = g->all_next)
     if (g != t_g && lives(g)) left &= g->sigmask;
-  if (left == 0) return;
-  // Nobody is left who accepts it: sysmon has to close it before we return.
+  if (left != 0) masks_close(left);  // nobody is left who accepts it
+}
+
+uint64_t deferred_pending() {
+  uint64_t bits = 0;
+  if (n_deferred.load(std::memory_order_acquire) == 0) return 0;
+  for (Deferred& d : deferred)
+    if (d.word.load(std::memory_order_acquire) >= 2 && d.to == nullptr)
+      bits |= sig_bit(d.info.si_signo);
+  return bits;
+}
+
+void masks_close(uint64_t bits) {
+  if ((sysmon_open.load(std::memory_order_acquire) & bits) == 0 || sysmon_thread()) return;
   uint32_t want = masks_changed.fetch_add(1, std::memory_order_acq_rel) + 1;
   masks_dirty.store(true, std::memory_order_release);
   sysmon_kick();

@@ -51,7 +51,11 @@ std::atomic<bool> no_pwait2{false};
 std::atomic<uint32_t> breaking{0};
 std::atomic<uint32_t> break_word{0};      // without epoll
 std::atomic<uint32_t> registered{0};
-std::atomic<uint64_t> n_polls{0}, n_events{0}, n_breaks{0};
+std::atomic<uint64_t> n_events{0}, n_breaks{0};
+// Looks begun and handled to the end; equal when no M holds events it has not handled yet.
+std::atomic<uint64_t> n_begun{0}, n_done{0};
+std::atomic<uint64_t> n_slept{0};         // blocking looks handled to the end
+std::atomic<bool> sleeping{false};        // an M is in one
 
 long ctl(int op, int fd, uint32_t events, uint64_t data) {
   Event ev = {events, data};
@@ -164,10 +168,11 @@ GList netpoll(uint64_t delay_ns) {
     return out;
   }
   Event ev[kEvents];
+  bool blocks = delay_ns != 0;
+  if (blocks) sleeping.store(true, std::memory_order_relaxed);
+  else n_begun.fetch_add(1, std::memory_order_relaxed);  // locked: before the system call
   long n = wait_until(ep, ev, delay_ns);
-  n_polls.fetch_add(1, std::memory_order_relaxed);
-  if (n <= 0) return out;
-  n_events.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
+  if (n > 0) n_events.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
   for (long i = 0; i < n; i++) {
     if (ev[i].data != kBreakData) {
       handle(ev[i], out);
@@ -176,6 +181,13 @@ GList netpoll(uint64_t delay_ns) {
       sys_call(SYS_read, ev_fd.load(std::memory_order_relaxed), sys_arg(&count), sizeof count);
       breaking.store(0, std::memory_order_release);
     }
+  }
+  // Release: netpoll_all_handled's acquire sees what we did to the PollDescs.
+  if (blocks) {
+    sleeping.store(false, std::memory_order_relaxed);
+    n_slept.fetch_add(1, std::memory_order_release);
+  } else {
+    n_done.fetch_add(1, std::memory_order_release);
   }
   return out;
 }
@@ -204,6 +216,8 @@ void netpoll_after_fork() {
   breaking.store(0, std::memory_order_relaxed);
   break_word.store(0, std::memory_order_relaxed);
   registered.store(0, std::memory_order_relaxed);
+  sleeping.store(false, std::memory_order_relaxed);
+  n_done.store(n_begun.load(std::memory_order_relaxed), std::memory_order_relaxed);
   init_lock.reset();
   polldesc_after_fork();
 }
@@ -295,8 +309,19 @@ void netpoll_make_room(int fd) {
   if (g != nullptr) engine_exit(g);
 }
 
+bool netpoll_all_handled(uint64_t* mark) {
+  uint64_t slept = n_slept.load(std::memory_order_acquire);
+  uint64_t done = n_done.load(std::memory_order_acquire);
+  bool asleep = sleeping.load(std::memory_order_relaxed);
+  if (*mark == 0) {  // the sleeper, if any, is to come round once
+    *mark = slept + 1;
+    if (asleep) netpoll_break();
+  }
+  return n_begun.load(std::memory_order_relaxed) == done && (!asleep || slept + 1 != *mark);
+}
+
 NetpollStats netpoll_stats() {
-  return {n_polls.load(std::memory_order_relaxed), n_events.load(std::memory_order_relaxed),
+  return {n_done.load(std::memory_order_relaxed) + n_slept.load(std::memory_order_relaxed), n_events.load(std::memory_order_relaxed),
           n_breaks.load(std::memory_order_relaxed), netpoll_repaired(), netpoll_readded()};
 }
 

@@ -40,6 +40,10 @@ void netpoll_settle_after_fork();
 // Asks the kernel about a registration: 0 fine, -ENOENT: it is another file's.
 int netpoll_rearm(PollDesc* pd);
 
+// True once every event that was fetched before the first call with *mark == 0 has been
+// handled (an M can lose its core between the two, for long).
+bool netpoll_all_handled(uint64_t* mark);
+
 // ---- for the I/O layer
 // Off for good (WEFT_NETPOLL=off, or no epoll to be had): calls block in the kernel.
 void netpoll_disable();

@@ -9,8 +9,9 @@
 //   round 2  the same wait: is the file ready? no: is it registered (EPOLL_CTL_MOD)?
 //              ENOENT: register it (its readiness comes as an edge). Done.
 //            ready: perhaps its edge is on the way
-//   round 3  still the same wait, no edge since, no woken taker under way, still ready:
-//              the edge was lost. Wake them and count it: `repaired`.
+//   round 3  still the same wait, no edge since, no woken taker under way, every event that
+//              any M had fetched by then handled, and still ready: the edge was lost.
+//              Wake them and count it: `repaired`.
 //
 // Three rounds end within 100 ms. A healthy wait costs two looks and then nothing; sysmon
 // sleeps deep only after all Ps were idle for a second, when every wait has been seen.
@@ -82,7 +83,9 @@ bool examine(PollDesc* pd, GList& out) {
     pd->verify_step = kDone;
   } else if (pd->verify_step == kMet) {
     pd->verify_step = kSuspect;
-  } else {
+    pd->fetch_mark = 0;
+    netpoll_all_handled(&pd->fetch_mark);
+  } else if (netpoll_all_handled(&pd->fetch_mark)) {
     n_repaired.fetch_add(1, std::memory_order_relaxed);
     register_again(pd);
     polldesc_fire(pd, ready, true, out);
@@ -100,6 +103,8 @@ void netpoll_verify(uint64_t now_ns) {
     if (now_ns < next_round_ns) return;
     next_round_ns = now_ns + kEveryNs;
     at = 0;
+    GList gs = netpoll(0);  // an event still in the kernel is late, not lost
+    ready_list(gs);
   }
   int end = polldesc_max_fd() + 1;
   int checks = 0;

@@ -137,7 +137,10 @@ void learn_habit(G* g) {
 }
 
 void wake_for(G* self, P* p, bool displaced) {
-  if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) return;
+  if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
+    if (WEFT_UNLIKELY(sched.sysmon_slow.load(std::memory_order_relaxed))) note_hog(p);
+    return;
+  }
   bool learn = !displaced && self != nullptr;
   if (!learn || self->wake_habit < kHabitSure || !p->runq.ring_empty()) wake_p();
   // The counter costs 10 ns a look: a G that is sure is measured each 7th time only.

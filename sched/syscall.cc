@@ -3,6 +3,7 @@
 
 #include <linux/membarrier.h>
 
+#include "sched/fair.h"
 #include "sched/netpoll.h"
 #include "sched/park.h"
 
@@ -46,7 +47,7 @@ void get_p_or_queue(G* g) {
   g->state.store(with_state(g->state.load(std::memory_order_relaxed),
                             static_cast<uint32_t>(GState::kRunnable)),
                  std::memory_order_release);
-  {
+  if (!place_woken(g)) {
     Hold hold(sched.lock);
     globq_put_locked(g);
   }

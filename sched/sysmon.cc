@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <sys/prctl.h>
 
+#include "sched/fair.h"
 #include "sched/netpoll.h"
 #include "sched/syscall.h"
 #include "sched/watch.h"
@@ -64,6 +65,7 @@ uint64_t cpu_time_ns(int tid) {
 }
 
 thread_local constinit bool t_sysmon = false;
+uint64_t last_tick_ns;
 
 bool others_wait(const P* p) {
   return p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
@@ -120,20 +122,23 @@ bool check_p(P* p, uint64_t now) {
   if (tick != p->seen_tick) {
     p->seen_tick = tick;
     p->slice_since_ns = now;
+    p->slice_before_ns = last_tick_ns;
   }
-  if (switches != p->seen_switches) {
-    p->seen_switches = switches;
+  if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
+    p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = now;
     return false;
   }
   if (s != GState::kRunning) return false;
   if (check_hidden(p, m, g, now)) return true;
-  if (sched.preempt_ms != 0 && others_wait(p) &&
-      now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000) {
-    p->slice_since_ns += kAskAgainNs;
-    host_preempt(m);
-    return true;
-  }
+  if (sched.preempt_ms == 0) return false;
+  bool slice_over = others_wait(p) && now > p->slice_since_ns &&
+                    now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
+  if (!slice_over && !share_is_over(p, now)) return false;
+  // A refused one is asked for again.
+  p->slice_since_ns = now - uint64_t{sched.preempt_ms} * 1'000'000 + kAskAgainNs;
+  p->slice_before_ns = now - kShareNs + kAskAgainNs / 4;
+  host_preempt(m);
   return false;
 }
 
@@ -141,15 +146,18 @@ bool run_timers(uint64_t now) {
   bool fired = false;
   for (uint32_t i = 0; i < sched.procs; i++) {
     TimerHeap& h = sched.p[i].timers;
-    // A P that looks at its timers itself is left to do so for 100 us.
-    if (h.earliest() != kNever && h.earliest() + 100'000 <= now) fired |= h.run(now) != 0;
+    // A P that looks at its timers itself is left to do so for 100 us; if all are busy,
+    // they may all be computing.
+    bool busy = sched.n_idle_p.load(std::memory_order_relaxed) == 0;
+    if (h.earliest() != kNever && h.earliest() + (busy ? 20'000 : 100'000) <= now) fired |= h.run(now) != 0;
   }
   return fired;
 }
 
 bool poll_descriptors(uint64_t now) {
   uint64_t last = sched.last_poll_ns.load(std::memory_order_relaxed);
-  if (!netpoll_waiters() || last == 0 || now < last + kPollNs) return false;
+  bool busy = sched.n_idle_p.load(std::memory_order_relaxed) == 0;
+  if (!netpoll_waiters() || last == 0 || now < last + (busy ? kShareNs : kPollNs)) return false;
   if (!sched.last_poll_ns.compare_exchange_strong(last, now, std::memory_order_relaxed))
     return false;
   GList gs = netpoll(0);
@@ -183,6 +191,22 @@ void deep_sleep() {
   sched.sysmon_word.store(0, std::memory_order_relaxed);
 }
 
+// Woken beside busy threads we are to run at once, not when their kernel slice is over: ask
+// for a short one (kernel 6.12: sched_runtime of SCHED_OTHER; older ones ignore it).
+void ask_for_short_slice() {
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } a = {};
+  a.size = sizeof a;
+  if (sys_call(SYS_sched_getattr, 0, sys_arg(&a), sizeof a, 0) != 0 || a.policy != 0) return;
+  a.runtime = 100'000;
+  sys_call(SYS_sched_setattr, 0, sys_arg(&a), 0);
+}
+
 }  // namespace
 
 void sysmon_kick() {
@@ -196,20 +220,27 @@ void sysmon_main(void*) {
   t_sysmon = true;
   sched.sysmon_tid.store(sys_gettid(), std::memory_order_relaxed);
   sys_call(SYS_prctl, PR_SET_TIMERSLACK, 1);  // 50 us of slack by default: longer than a tick
+  ask_for_short_slice();
   uint64_t delay = kTickNs;
   uint32_t quiet = 0;
   uint64_t all_idle_since = 0;
   for (;;) {
-    sys_futex_wait(&sched.sysmon_word, 0, host_now_ns() + delay);
+    uint64_t from = host_now_ns(), busy = fair_delay(from), sleep = busy < delay ? busy : delay;
+    if (sleep > kShareNs) sched.sysmon_slow.store(true, std::memory_order_relaxed);
+    sys_futex_wait(&sched.sysmon_word, 0, from + sleep);
+    sched.sysmon_slow.store(false, std::memory_order_relaxed);
     sched.sysmon_word.store(0, std::memory_order_relaxed);
     uint64_t now = host_now_ns();
     sched.coarse_ns.store(now, std::memory_order_relaxed);
     host_tick(now);
-    bool did = run_timers(now) | poll_descriptors(now);
+    bool did = false;
+    run_timers(now);
+    poll_descriptors(now);
     netpoll_verify(now);
     for (uint32_t i = 0; i < sched.procs; i++) did |= check_p(&sched.p[i], now);
     did |= wake_for_queued(now);
     sysmon_hook(now);
+    last_tick_ns = now;
     if (did) {
       quiet = 0;
       delay = kTickNs;

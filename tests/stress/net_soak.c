@@ -25,7 +25,7 @@
 enum { kClients = 48, kBig = 300000 };
 
 static struct sockaddr_in where;
-static atomic_int live, stop;
+static atomic_int live;
 static atomic_long talks, echoed, resets;
 static unsigned seed;
 static double end_at;
