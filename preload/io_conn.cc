@@ -29,7 +29,7 @@ bool listens(PollDesc* pd) {
 }
 
 long g_accept(int fd, sockaddr* addr, socklen_t* len, int flags) {
-  cancel_point();
+  io_enter();
   auto call = [&](int at) {
     return sys_call(SYS_accept4, at, sys_arg(addr), sys_arg(len), flags);
   };

@@ -35,7 +35,7 @@ long await(int fd, PollDir dir, bool started) {
 }
 
 long g_sendfile(int out, int in, off_t* at, size_t n) {
-  cancel_point();
+  io_enter();
   size_t done = 0;
   do {
     long ready = await(out, kPollOut, done != 0);
@@ -54,7 +54,7 @@ long g_sendfile(int out, int in, off_t* at, size_t n) {
 
 template <class F>
 long when_both_ready(int in, int out, bool wait, F call) {
-  cancel_point();
+  io_enter();
   if (wait) {
     long r = in < 0 ? 0 : await(in, kPollIn, false);
     if (r >= 0 && out >= 0) r = await(out, kPollOut, false);

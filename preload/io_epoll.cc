@@ -47,7 +47,7 @@ long wait_parked(PollDesc* pd, struct epoll_event* ev, int max, uint64_t deadlin
 }
 
 long g_wait(int fd, struct epoll_event* ev, int max, uint64_t deadline, const sigset_t* mask) {
-  cancel_point();
+  io_enter();
   long r;
   if (mask != nullptr) {
     r = wait_in_kernel(fd, ev, max, deadline, mask);
@@ -76,7 +76,7 @@ using namespace weft;
 WEFT_EXPORT int epoll_wait(int fd, struct epoll_event* ev, int max, int ms) {
   if (this_g() == nullptr) return real().epoll_wait(fd, ev, max, ms);
   if (ms == 0) {
-    cancel_point();
+    io_enter();
     return static_cast<int>(errno_ret(wait_now(fd, ev, max)));
   }
   return static_cast<int>(errno_ret(g_wait(fd, ev, max, ms_deadline(ms), nullptr)));

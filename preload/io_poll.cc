@@ -127,7 +127,7 @@ long poll_parked(struct pollfd* fds, nfds_t n, uint64_t deadline) {
 }
 
 long g_poll(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mask) {
-  cancel_point();
+  io_enter();
   long r;
   if (n != 0 && bad_pointer(fds)) return -EFAULT;
   if (mask != nullptr) {
@@ -266,7 +266,7 @@ long select_in_kernel(Sets& s, uint64_t deadline, const sigset_t* mask) {
 }
 
 long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, const sigset_t* mask) {
-  cancel_point();
+  io_enter();
   Sets s;
   if (n < 0) return -EINVAL;
   for (fd_set* set : {rd, wr, ex})
@@ -305,7 +305,7 @@ using namespace weft;
 WEFT_EXPORT int poll(struct pollfd* fds, nfds_t n, int ms) {
   if (this_g() == nullptr) return real().poll(fds, n, ms);
   if (ms == 0) {
-    cancel_point();
+    io_enter();
     return static_cast<int>(errno_ret(poll_now(fds, n)));
   }
   return static_cast<int>(errno_ret(g_poll(fds, n, ms_deadline(ms), nullptr)));

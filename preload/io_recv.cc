@@ -56,7 +56,7 @@ long recv_all(PollDesc* pd, char* buf, size_t n, int flags, sockaddr* from, sock
 }
 
 long g_recvfrom(int fd, void* buf, size_t n, int flags, sockaddr* from, socklen_t* len) {
-  cancel_point();
+  io_enter();
   auto whole = [&](int at) {
     return sys_call(SYS_recvfrom, at, sys_arg(buf), sys_arg(n), flags, sys_arg(from), sys_arg(len));
   };
@@ -85,7 +85,7 @@ long g_recvfrom(int fd, void* buf, size_t n, int flags, sockaddr* from, socklen_
 }
 
 long g_recvmsg(int fd, struct msghdr* m, int flags) {
-  cancel_point();
+  io_enter();
   auto whole = [&](int at) { return sys_call(SYS_recvmsg, at, sys_arg(m), flags); };
   if ((flags & kNeverWaits) != 0) return whole(fd);
   PollDesc* pd = io_desc(fd);
@@ -103,7 +103,7 @@ long g_recvmsg(int fd, struct msghdr* m, int flags) {
 
 // Waits for each message in turn, as the kernel does: the timeout is looked at after each.
 long g_recvmmsg(int fd, struct mmsghdr* v, unsigned n, int flags, struct timespec* timeout) {
-  cancel_point();
+  io_enter();
   auto call = [&](int at, unsigned from, int f, struct timespec* t) {
     return sys_call(SYS_recvmmsg, at, sys_arg(v + from), n - from, f, sys_arg(t));
   };

@@ -106,7 +106,7 @@ long try_writev(PollDesc* pd, int fd, const struct iovec* iov, int count, int fl
 namespace {
 
 long g_read(int fd, void* buf, size_t n) {
-  cancel_point();
+  io_enter();
   PollDesc* pd = io_desc(fd);
   if (pd == nullptr || n == 0)
     return io_kernel([&] { return sys_call(SYS_read, fd, sys_arg(buf), sys_arg(n)); });
@@ -116,7 +116,7 @@ long g_read(int fd, void* buf, size_t n) {
 }
 
 long g_write(int fd, const void* buf, size_t n) {
-  cancel_point();
+  io_enter();
   PollDesc* pd = io_desc(fd);
   // An eventfd refuses less than 8 bytes before it waits.
   if (pd == nullptr || n == 0 || (io_kind(pd) == kIoNowait && n < sizeof(uint64_t)))
@@ -132,7 +132,7 @@ long g_write(int fd, const void* buf, size_t n) {
 }
 
 long g_readv(int fd, const struct iovec* iov, int count, int flags) {
-  cancel_point();
+  io_enter();
   PollDesc* pd = io_desc(fd);
   auto whole = [&](int at) {
     return sys_call(SYS_preadv2, at, sys_arg(iov), count, -1, -1, flags);
@@ -144,7 +144,7 @@ long g_readv(int fd, const struct iovec* iov, int count, int flags) {
 }
 
 long g_writev(int fd, const struct iovec* iov, int count, int flags) {
-  cancel_point();
+  io_enter();
   PollDesc* pd = io_desc(fd);
   if (pd == nullptr || count <= 0 || count > IOV_MAX || flags != 0)
     return io_kernel([&] { return sys_call(SYS_pwritev2, fd, sys_arg(iov), count, -1, -1, flags); });

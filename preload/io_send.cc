@@ -41,7 +41,7 @@ long send_datagram(PollDesc* pd, Try try_once, Block whole) {
 }
 
 long g_sendto(int fd, const void* buf, size_t n, int flags, const sockaddr* to, socklen_t len) {
-  cancel_point();
+  io_enter();
   auto piece = [&](int at, size_t done, int f) {
     return sys_call(SYS_sendto, at, sys_arg(static_cast<const char*>(buf) + done),
                     sys_arg(n - done), f, sys_arg(to), len);
@@ -71,7 +71,7 @@ long send_rest(int at, const struct msghdr* m, size_t done, int flags) {
 }
 
 long g_sendmsg(int fd, const struct msghdr* m, int flags) {
-  cancel_point();
+  io_enter();
   auto first = [&](int at, int f) { return sys_call(SYS_sendmsg, at, sys_arg(m), f); };
   if ((flags & MSG_DONTWAIT) != 0) return first(fd, flags);
   PollDesc* pd = io_desc(fd);

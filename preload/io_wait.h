@@ -68,6 +68,18 @@ inline long io_run(PollDesc* pd, PollDir dir, Wait why, Try try_once, Block in_k
   }
 }
 
+// The start of each call on a G: a cancellation point, and the place where a G yields that
+// was to be preempted while it stood in libc or in a system call. An event loop under load
+// never waits; without this sysmon would signal it until it hit a lucky instruction.
+inline void io_enter() {
+  cancel_point();
+  G* g = t_g;
+  if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0)) {
+    engine_enter(g);
+    engine_exit(g);
+  }
+}
+
 // A call that may block in the kernel, as a cancellation point.
 template <class F>
 inline long io_kernel(F f) {

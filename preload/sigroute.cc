@@ -178,7 +178,7 @@ void host_tick(uint64_t) {
     if (lives(g)) open |= ~g->sigmask;
   open &= kMaskable;
   for (int sig : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) open &= ~sig_bit(sig);
-  uint64_t mask = ~open & kAllSignals;
+  uint64_t mask = ~(open | sig_bit(kHard)) & kAllSignals;  // timers aim at us with it
   sysmon_open.store(open, std::memory_order_release);
   sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
   if (masks_seen.exchange(upto, std::memory_order_acq_rel) != upto)

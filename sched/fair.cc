@@ -9,23 +9,17 @@ namespace {
 
 constexpr uint64_t kTimerGraceNs = 20'000;  // sysmon.cc leaves a due timer to its P so long
 
-bool runs_long(const P* p, uint64_t now) {
-  return p->m.load(std::memory_order_relaxed) != nullptr &&
-         p->switches.load(std::memory_order_relaxed) ==
-             p->seen_switches.load(std::memory_order_relaxed) &&
-         now >= p->slice_before_ns;
-}
-
 }  // namespace
 
 bool place_woken(G* g) {
   if (sched.preempt_ms == 0) return false;
   P* best = nullptr;
   uint64_t since = kNever;
-  uint64_t now = host_now_ns();
   for (uint32_t i = 0; i < sched.procs; i++) {
     P* p = &sched.p[i];
-    if (p->runq.has_next() || !runs_long(p, now) || p->slice_before_ns >= since) continue;
+    if (p->m.load(std::memory_order_relaxed) == nullptr || p->runq.has_next() ||
+        p->slice_before_ns >= since)
+      continue;
     best = p;
     since = p->slice_before_ns;
   }
@@ -34,6 +28,27 @@ bool place_woken(G* g) {
   if (sched.n_idle_p.load(std::memory_order_seq_cst) != 0) wake_p();  // submit (sched.cc)
   if (!sysmon_thread()) sysmon_kick();
   return true;
+}
+
+void note_timer(uint64_t deadline_ns) {
+  if (sched.n_idle_p.load(std::memory_order_relaxed) != 0 || sched.preempt_ms == 0) return;
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // the timer is in; sysmon_begins_sleep
+  if (deadline_ns + kTimerGraceNs < sched.sysmon_until_ns.load(std::memory_order_relaxed))
+    sysmon_kick();
+}
+
+uint64_t sysmon_begins_sleep(uint64_t now, uint64_t longest) {
+  sched.sysmon_until_ns.store(kNever, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // whom we miss below sees kNever
+  uint64_t busy = fair_delay(now), sleep = busy < longest ? busy : longest;
+  sched.sysmon_until_ns.store(now + sleep, std::memory_order_relaxed);
+  if (sleep > kShareNs) sched.sysmon_slow.store(true, std::memory_order_relaxed);
+  return sleep;
+}
+
+void sysmon_ends_sleep() {
+  sched.sysmon_slow.store(false, std::memory_order_relaxed);
+  sched.sysmon_until_ns.store(0, std::memory_order_relaxed);
 }
 
 void note_hog(P* p) {

@@ -26,5 +26,10 @@ void note_hog(P* p);
 bool share_is_over(const P* p, uint64_t now);
 // sysmon: how long it may sleep while all Ps are busy; kNever: as it likes.
 uint64_t fair_delay(uint64_t now);
+// A timer is now the earliest of a P: sysmon must not sleep past it if all are busy.
+void note_timer(uint64_t deadline_ns);
+// sysmon, around its sleep: for how long, at most `longest`.
+uint64_t sysmon_begins_sleep(uint64_t now, uint64_t longest);
+void sysmon_ends_sleep();
 
 }  // namespace weft

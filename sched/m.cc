@@ -178,6 +178,18 @@ void wake_p() {
   if (p != nullptr) start_m(p, true);
 }
 
+namespace {
+
+// Something may happen that only an M in netpoll() sees: readiness, or a timer.
+bool worth_watching() {
+  if (netpoll_waiters()) return true;
+  for (uint32_t i = 0; i < sched.procs; i++)
+    if (sched.p[i].timers.earliest() != kNever) return true;
+  return false;
+}
+
+}  // namespace
+
 void hand_off_p(P* p) {
   p->n_handoffs++;
   if (p_has_work(p) || sched.globq_n.load(std::memory_order_acquire) != 0) {
@@ -199,7 +211,7 @@ void hand_off_p(P* p) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (sched.globq_n.load(std::memory_order_acquire) != 0) wake_p();
   else if (sched.last_poll_ns.load(std::memory_order_relaxed) != 0 &&
-           sched.n_idle_p.load(std::memory_order_relaxed) == sched.procs)
+           sched.n_idle_p.load(std::memory_order_relaxed) == sched.procs && worth_watching())
     wake_p();  // nobody watches descriptors and timers: let one M go and sleep there
 }
 

@@ -50,7 +50,6 @@ std::atomic<bool> off{false};
 std::atomic<bool> no_pwait2{false};
 std::atomic<uint32_t> breaking{0};
 std::atomic<uint32_t> break_word{0};      // without epoll
-std::atomic<uint32_t> registered{0};
 std::atomic<uint64_t> n_events{0}, n_breaks{0};
 // Looks begun and handled to the end; equal when no M holds events it has not handled yet.
 std::atomic<uint64_t> n_begun{0}, n_done{0};
@@ -205,7 +204,7 @@ void netpoll_break() {
   sys_call(SYS_write, ev_fd.load(std::memory_order_relaxed), sys_arg(&one), sizeof one);
 }
 
-bool netpoll_waiters() { return registered.load(std::memory_order_relaxed) != 0; }
+bool netpoll_waiters() { return polldesc_any_waits(); }
 
 void netpoll_after_fork() {
   // Ours are the parent's too: the file is shared, so close, never change it.
@@ -215,7 +214,6 @@ void netpoll_after_fork() {
   ev_fd.store(-1, std::memory_order_relaxed);
   breaking.store(0, std::memory_order_relaxed);
   break_word.store(0, std::memory_order_relaxed);
-  registered.store(0, std::memory_order_relaxed);
   sleeping.store(false, std::memory_order_relaxed);
   n_done.store(n_begun.load(std::memory_order_relaxed), std::memory_order_relaxed);
   init_lock.reset();
@@ -236,7 +234,6 @@ int netpoll_arm(PollDesc* pd, uint32_t dirs) {
   if (r == -ENOENT) r = ctl(EPOLL_CTL_ADD, pd->fd, mask_of(want), data_of(pd));
   else if (r == -EEXIST) r = ctl(EPOLL_CTL_MOD, pd->fd, mask_of(want), data_of(pd));
   if (r < 0) return static_cast<int>(r);
-  if (pd->armed == 0) registered.fetch_add(1, std::memory_order_relaxed);
   pd->armed = want;
   return 0;
 }
@@ -244,7 +241,6 @@ int netpoll_arm(PollDesc* pd, uint32_t dirs) {
 void netpoll_disarm(PollDesc* pd) {
   if (pd->armed == 0) return;
   pd->armed = 0;
-  registered.fetch_sub(1, std::memory_order_relaxed);
   // Needed when the file outlives the number (dup, fork): its events would come for ever.
   ctl(EPOLL_CTL_DEL, pd->fd, 0, 0);
 }

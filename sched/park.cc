@@ -3,6 +3,7 @@
 
 #include <linux/membarrier.h>
 
+#include "sched/fair.h"
 #include "sched/netpoll.h"
 
 namespace weft {
@@ -53,6 +54,7 @@ Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     uint64_t until = sched.poll_until_ns.load(std::memory_order_relaxed);
     if (until != 0 && deadline_ns < until) netpoll_break();
+    note_timer(deadline_ns);
   }
   Reason r = park(g);
   if (r != Reason::kTimeout) TimerHeap::del(&t);

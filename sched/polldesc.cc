@@ -21,6 +21,10 @@ constexpr size_t kChunkBytes = sizeof(PollDesc) * kChunkFds;
 std::atomic<PollDesc*> chunks[kChunks];
 std::atomic<int> max_fd{-1};
 
+// Linked waiters of all PollDescs. Relaxed: an M that misses one just being linked is not
+// the one that G runs on; that one looks again before it goes idle.
+std::atomic<uint32_t> n_linked{0};
+
 Lock orphan_lock;
 PollDesc* orphan_list;                    // guarded by orphan_lock
 std::atomic<uint32_t> n_orphans{0};       // its length, for those who only ask
@@ -56,6 +60,7 @@ void link_tail(PollDesc* pd, PollWaiter* w) {
     head->prev = w;
   }
   w->linked = true;
+  n_linked.fetch_add(1, std::memory_order_relaxed);
 }
 
 void unlink(PollDesc* pd, PollWaiter* w) {
@@ -69,6 +74,7 @@ void unlink(PollDesc* pd, PollWaiter* w) {
     else head->prev = w->prev;
   }
   w->linked = false;
+  n_linked.fetch_sub(1, std::memory_order_relaxed);
 }
 
 // close() may move a waiter to another PollDesc while we look for its lock.
@@ -134,6 +140,8 @@ PollDesc* polldesc_get(int fd) {
   note_max(fd);
   return pd;
 }
+
+bool polldesc_any_waits() { return n_linked.load(std::memory_order_relaxed) != 0; }
 
 int polldesc_max_fd() { return max_fd.load(std::memory_order_relaxed); }
 
@@ -462,6 +470,7 @@ void polldesc_after_fork() {
   for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next) sys_call(SYS_close, o->fd);
   orphan_list = nullptr;
   n_orphans.store(0, std::memory_order_relaxed);
+  n_linked.store(0, std::memory_order_relaxed);
   orphan_lock.reset();
   for (auto& c : chunks)
     if (PollDesc* at = c.load(std::memory_order_relaxed); at != nullptr)

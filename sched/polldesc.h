@@ -93,6 +93,7 @@ struct alignas(kCacheLine) PollDesc {
 // Null beyond the table, for negative numbers and before the first need (_peek only looks).
 PollDesc* polldesc_get(int fd);
 PollDesc* polldesc_peek(int fd);
+bool polldesc_any_waits();                  // some G is linked somewhere
 int polldesc_max_fd();                      // no PollDesc above it was ever asked for
 
 // One call's way through steps 1 to 4.

@@ -148,6 +148,7 @@ struct Sched {
   std::atomic<uint32_t> sysmon_word{0};
   uint32_t preempt_ms = 10;
   std::atomic<bool> count_cpu{false};    // cpuclock.h
+  std::atomic<uint64_t> sysmon_until_ns{0};  // when it will wake by itself; 0: awake (fair.h)
   std::atomic<bool> sysmon_slow{false};  // sysmon sleeps for longer than a share (fair.h)
   std::atomic<int> sysmon_tid{0};
   std::atomic<uint64_t> n_wakes{0}, n_retakes{0}, n_hidden{0}, n_preempts{0}, n_refused{0};  // counters only

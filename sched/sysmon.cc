@@ -64,6 +64,12 @@ uint64_t cpu_time_ns(int tid) {
   return static_cast<uint64_t>(ts.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(ts.tv_nsec);
 }
 
+// Its CPU time moves between two looks, a fraction of a microsecond apart.
+bool on_core_now(int tid) {
+  uint64_t before = cpu_time_ns(tid);
+  return cpu_time_ns(tid) != before;
+}
+
 thread_local constinit bool t_sysmon = false;
 uint64_t last_tick_ns;
 
@@ -135,6 +141,9 @@ bool check_p(P* p, uint64_t now) {
   bool slice_over = others_wait(p) && now > p->slice_since_ns &&
                     now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
   if (!slice_over && !share_is_over(p, now)) return false;
+  // Only while it computes: a call that we cannot see and that it has just gone to sleep
+  // in would end with EINTR.
+  if (!on_core_now(m->tid.load(std::memory_order_relaxed))) return false;
   // A refused one is asked for again.
   p->slice_since_ns = now - uint64_t{sched.preempt_ms} * 1'000'000 + kAskAgainNs;
   p->slice_before_ns = now - kShareNs + kAskAgainNs / 4;
@@ -225,10 +234,9 @@ void sysmon_main(void*) {
   uint32_t quiet = 0;
   uint64_t all_idle_since = 0;
   for (;;) {
-    uint64_t from = host_now_ns(), busy = fair_delay(from), sleep = busy < delay ? busy : delay;
-    if (sleep > kShareNs) sched.sysmon_slow.store(true, std::memory_order_relaxed);
-    sys_futex_wait(&sched.sysmon_word, 0, from + sleep);
-    sched.sysmon_slow.store(false, std::memory_order_relaxed);
+    uint64_t from = host_now_ns();
+    sys_futex_wait(&sched.sysmon_word, 0, from + sysmon_begins_sleep(from, delay));
+    sysmon_ends_sleep();
     sched.sysmon_word.store(0, std::memory_order_relaxed);
     uint64_t now = host_now_ns();
     sched.coarse_ns.store(now, std::memory_order_relaxed);

@@ -106,6 +106,8 @@ static void tid_of_a_joined_thread_is_gone(void **state) {
   pid_t tid = LOAD(&published_tid);
   STORE(&gate, 1);
   join(t);
+  // Joined is a moment before gone: the kernel clears the id, then lets go of it.
+  AWAIT(syscall(SYS_tgkill, getpid(), tid, 0) == -1);
   CHECK_FAILS(syscall(SYS_tgkill, getpid(), tid, 0), ESRCH);
 }
 
