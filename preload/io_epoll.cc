@@ -28,7 +28,8 @@ long wait_in_kernel(int fd, struct epoll_event* ev, int max, uint64_t deadline,
     long ms = t == nullptr ? -1 : t->tv_sec * 1000 + (t->tv_nsec + 999999) / 1000000;
     return sys_call(SYS_epoll_pwait, fd, sys_arg(ev), max, ms, sys_arg(km.p), 8);
   };
-  return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
+  if (mask != nullptr) return io_masked_wait(mask, call);
+  return io_undisturbed([&] { return in_cancel_syscall_block(call); });
 }
 
 long wait_parked(PollDesc* pd, struct epoll_event* ev, int max, uint64_t deadline) {

@@ -72,7 +72,9 @@ struct timespec* Remaining::set(uint64_t deadline_ns) {
 
 namespace {
 
-long poll_now(struct pollfd* fds, nfds_t n) { return sys_call(SYS_poll, sys_arg(fds), sys_arg(n), 0); }
+long poll_now(struct pollfd* fds, nfds_t n) {
+  return io_undisturbed([&] { return sys_call(SYS_poll, sys_arg(fds), sys_arg(n), 0); });
+}
 
 bool watch_all(WatchSet& s, const struct pollfd* fds, nfds_t n) {
   s.n = 0;
@@ -93,7 +95,8 @@ long poll_in_kernel(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigse
     struct timespec* t = rem.set(deadline);
     return sys_call(SYS_ppoll, sys_arg(fds), sys_arg(n), sys_arg(t), sys_arg(km.p), 8);
   };
-  return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
+  if (mask != nullptr) return io_masked_wait(mask, call);
+  return io_undisturbed([&] { return in_cancel_syscall_block(call); });
 }
 
 // One descriptor, asked only whether it can be read, and known to be empty: a server's
@@ -197,8 +200,10 @@ long select_now(Sets& s) {
   for (int i = 0; i < 3; i++)
     if (s.user[i] != nullptr) memcpy(try_set(s, i), s.user[i], s.bytes);
   struct timespec zero = {0, 0};
-  long r = sys_call(SYS_pselect6, s.n, sys_arg(try_set(s, 0)), sys_arg(try_set(s, 1)),
+  long r = io_undisturbed([&] {
+    return sys_call(SYS_pselect6, s.n, sys_arg(try_set(s, 0)), sys_arg(try_set(s, 1)),
                     sys_arg(try_set(s, 2)), sys_arg(&zero), 0);
+  });
   if (r > 0)
     for (int i = 0; i < 3; i++)
       if (s.user[i] != nullptr) memcpy(s.user[i], try_set(s, i), s.bytes);
@@ -262,7 +267,8 @@ long select_in_kernel(Sets& s, uint64_t deadline, const sigset_t* mask) {
     return sys_call(SYS_pselect6, s.n, sys_arg(s.user[0]), sys_arg(s.user[1]), sys_arg(s.user[2]),
                     sys_arg(t), sys_arg(&m));
   };
-  return mask != nullptr ? io_masked_wait(mask, call) : in_cancel_syscall_block(call);
+  if (mask != nullptr) return io_masked_wait(mask, call);
+  return io_undisturbed([&] { return in_cancel_syscall_block(call); });
 }
 
 long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, const sigset_t* mask) {

@@ -41,6 +41,18 @@ inline bool io_wait_after_interrupt(const SignalMark& m) {
   return !handler_ran(m) && !cancel_pending();
 }
 
+// A call that the kernel may end with EINTR for a signal of weft's own (a slice that was
+// over just as the call began): made again unless a handler of the program has run.
+template <class F>
+inline long io_undisturbed(F call) {
+  if (this_thread() == nullptr) return call();
+  for (;;) {
+    SignalMark mark = signal_mark();
+    long r = call();
+    if (r != -EINTR || !io_wait_after_interrupt(mark)) return r;
+  }
+}
+
 // What the kernel gets for such a call: weft's own signals stay open.
 struct KernelMask {
   uint64_t bits = 0;

@@ -328,6 +328,10 @@ void signals_attention(G* g) {
     if (a.handler == SIG_IGN || default_ignores(sig)) continue;
     real_tgkill(sys_gettid(), sig);  // default action: the kernel's
   }
+  // Another sender has marked the M and is slow to send: what it sends finds the signal,
+  // or our next way out of the engine does.
+  if ((pending_of(g) & ~g->sigmask) != 0)
+    g->attention.fetch_or(kAttSignal, std::memory_order_relaxed);
   g->no_preempt--;
 }
 
