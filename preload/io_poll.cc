@@ -27,12 +27,12 @@ bool in_place_begin() {
   P* p = g->m->p;
   if (p == nullptr || p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0)
     return false;
-  if (n_in_place.load(std::memory_order_relaxed) >= 8 + sched.procs) return false;
-  n_in_place.fetch_add(1, std::memory_order_relaxed);  // the bound is soft
-  return true;
+  if (netpoll_waiters()) return false;
+  uint32_t none = 0;
+  return n_in_place.compare_exchange_strong(none, 1, std::memory_order_relaxed);
 }
 
-void in_place_end() { n_in_place.fetch_sub(1, std::memory_order_relaxed); }
+void in_place_end() { n_in_place.store(0, std::memory_order_relaxed); }
 
 bool watch_room(WatchSet& s, uint32_t n) {
   if (n <= s.cap) return true;

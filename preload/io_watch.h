@@ -1,10 +1,14 @@
 // io_watch.h - waiting for one of several descriptors, and waiting in place.
 //
 // Two ways for poll, select and epoll_wait to wait. Parked: observers on each descriptor,
-// the G costs nothing. In place: the real call without the P, as a kernel thread would;
-// the cheapest wait of all when nothing else is to run, and it costs an M. So: in place
-// only while the P has nothing to run, only for what looks like an event loop
-// (epoll_wait, or more than kFewFds descriptors), and by a bounded number of Ms.
+// the G costs nothing. In place: the real call without the P, as a kernel thread would.
+// In place is cheapest for the one event loop of a program that does nothing else meanwhile
+// (redis with one client: 14 us of CPU a request natively and in place, 25 parked, for the
+// idle M spins before it sleeps). With several loops it costs most: each return needs a P,
+// each wait gives one away, and Ms wake each other (memcached -t 4, 64 connections: 14 us
+// natively, 17 to 21 in place, 11 to 12 parked). So: one G at a time, while no other waits
+// for a descriptor and the P has nothing to run; and only for what looks like an event loop
+// (epoll_wait, or more than kFewFds descriptors).
 #pragma once
 
 #include "preload/io_fd.h"
