@@ -1,9 +1,9 @@
 // io_epoll.cc - epoll_wait, epoll_pwait, epoll_pwait2.
 //
-// Tried with timeout 0; a busy event loop always ends there and pays nothing. Else in place
-// while nothing else is to run, else parked on the program's own epoll descriptor, which
-// nests in ours: each event it queues is an edge for us. Several Gs waiting on one are
-// takers: one is woken per edge, and passes on what it left.
+// Tried with timeout 0; a busy event loop always ends there and pays nothing. Else in place,
+// if it is the only loop (io_watch.h), else parked on the program's own epoll descriptor,
+// which nests in ours: each event it queues is an edge for us. Several Gs waiting on one
+// are takers: one is woken per edge, and passes on what it left.
 #include <sys/epoll.h>
 
 #include "preload/io_signal.h"

@@ -34,6 +34,10 @@ bool in_place_begin() {
 
 void in_place_end() { n_in_place.store(0, std::memory_order_relaxed); }
 
+// fork.cc calls it in the child, where no other thread waits.
+void io_after_fork();
+void io_after_fork() { in_place_end(); }
+
 bool watch_room(WatchSet& s, uint32_t n) {
   if (n <= s.cap) return true;
   watch_free(s);

@@ -81,7 +81,7 @@ void install_wrapper(int sig, const Action& a) {
   if (sig == kSoft) k.flags |= SA_RESTART;
   if (sig == kHard) k.flags &= ~static_cast<uint64_t>(SA_RESTART);
   k.restorer = restorer.load(std::memory_order_relaxed);
-  k.mask = (k.flags & SA_ONSTACK) != 0 ? ~uint64_t{0} : a.mask & ~kOurs;
+  k.mask = (k.flags & SA_ONSTACK) != 0 ? ~sig_bit(33) : a.mask & ~kOurs;
   kernel_action(sig, &k, nullptr);
   slots[sig].ours.store(true, std::memory_order_relaxed);
 }

@@ -82,8 +82,8 @@ bool preempt_safe(const G* g, const ucontext_t* uc) {
 void preempt_here(int, siginfo_t*, void* uc) {
   G* g = t_g;
   int saved = errno;
+  g->m->kmask = kMaskNoG;  // before anything that can switch
   engine_enter(g);
-  g->m->kmask = kMaskNoG;
   if (g->m->p != nullptr) {
     sched.n_preempts.fetch_add(1, std::memory_order_relaxed);
     yield(true);

@@ -73,7 +73,7 @@ uint64_t fair_delay(uint64_t now) {
         p->slice_before_ns + kShareNs < due)
       due = p->slice_before_ns + kShareNs;
     if (due == kNever) continue;
-    uint64_t left = due > now ? due - now : 0;
+    uint64_t left = due > now + kTimerGraceNs ? due - now : kTimerGraceNs;  // never a busy loop
     if (left < delay) delay = left;
   }
   return delay;

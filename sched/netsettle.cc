@@ -110,9 +110,9 @@ void netpoll_settle_old(uint64_t now_ns) {
 }
 
 void netpoll_settle_after_fork() {
-  for (SettleList& l : lists) {
-    if (l.lock.held()) l.lock.reset();
-    if (l.n.load(std::memory_order_relaxed) != 0) l.n.store(0, std::memory_order_relaxed);
+  for (uint32_t i = 0; i < sched.procs; i++) {
+    lists[i].lock.reset();
+    lists[i].n.store(0, std::memory_order_relaxed);
   }
 }
 

@@ -81,7 +81,6 @@ struct alignas(kCacheLine) P {
   // --- sysmon only
   uint32_t seen_tick = 0;
   uint64_t slice_before_ns = 0;          // the tick before the slice was noticed
-  uint64_t slice_cpu_ns = 0;             // its M's CPU clock then
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
   uint64_t seen_cpu_ns = 0;
   // --- counters

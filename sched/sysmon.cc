@@ -129,7 +129,6 @@ bool check_p(P* p, uint64_t now) {
     p->seen_tick = tick;
     p->slice_since_ns = now;
     p->slice_before_ns = last_tick_ns;
-    p->slice_cpu_ns = cpu_time_ns(m->tid.load(std::memory_order_relaxed));
   }
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
@@ -142,14 +141,10 @@ bool check_p(P* p, uint64_t now) {
   bool slice_over = others_wait(p) && now > p->slice_since_ns &&
                     now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
   if (!slice_over && !share_is_over(p, now)) return false;
-  // On a crowded machine the M may not have had its core: half of the time must have been
-  // the G's, or it loses its turn without having had it.
-  uint64_t nominal = slice_over ? uint64_t{sched.preempt_ms} * 1'000'000 : kShareNs;
-  if (cpu_time_ns(m->tid.load(std::memory_order_relaxed)) - p->slice_cpu_ns < nominal / 2)
-    return false;
   // Only while it computes: a call that we cannot see and that it has just gone to sleep
-  // in would end with EINTR.
-  if (!on_core_now(m->tid.load(std::memory_order_relaxed))) return false;
+  // in would end with EINTR. Off its core is not asleep: it may be us who took the core.
+  int tid = m->tid.load(std::memory_order_relaxed);
+  if (!on_core_now(tid) && asleep_in_kernel(tid)) return false;
   // A refused one is asked for again.
   p->slice_since_ns = now - uint64_t{sched.preempt_ms} * 1'000'000 + kAskAgainNs;
   p->slice_before_ns = now - kShareNs + kAskAgainNs / 4;
