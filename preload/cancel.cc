@@ -203,7 +203,12 @@ void cancel_landed(Thread* t) {
   if (in_call && this_g() != nullptr) exit_syscall(t->g);
 }
 
-void cancel_after_fork() { install_lock.reset(); }
+void cancel_after_fork() {
+  install_lock.reset();
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next)  // whoever was sending is not here
+    if (g->thread != nullptr && !g->is_g0)
+      thread_of(g)->cancel_senders.store(0, std::memory_order_relaxed);
+}
 
 }  // namespace weft
 

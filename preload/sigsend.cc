@@ -141,6 +141,13 @@ void default_action(int sig) {
   sys_sigprocmask(SIG_SETMASK, &old, nullptr);
 }
 
+// In a fork child: nothing is pending, whatever a thread that is not here was doing to it.
+void pending_reset(PendingSet& set) {
+  set.lock.reset();
+  set.head = nullptr;
+  set.bits.store(0, std::memory_order_relaxed);
+}
+
 bool does_nothing(int sig) {
   struct sigaction now;
   real().sigaction(sig, nullptr, &now);
@@ -256,9 +263,9 @@ int signal_g(G* g, int sig, const siginfo_t* info) {
 
 void sigsend_after_fork() {
   pool_lock.reset();
-  process_pending.lock.reset();
-  process_pending.head = nullptr;
-  process_pending.bits.store(0, std::memory_order_relaxed);
+  pending_reset(process_pending);
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
+    if (g->thread != nullptr && !g->is_g0) pending_reset(thread_of(g)->pending);
   sigroute_after_fork();
   sigtimer_after_fork();
 }

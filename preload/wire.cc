@@ -171,6 +171,10 @@ void wish_forget(G* g) {
 void wire_attention(G*) { wire_thread("another thread set its scheduling"); }
 
 void wire_after_fork() {
+  if (wish_lock.held()) {  // cut off while it grew: the old array may be gone
+    wishes = nullptr;
+    cap_wishes = 0;
+  }
   wish_lock.reset();
   n_wishes.store(0, std::memory_order_relaxed);
 }

@@ -452,8 +452,10 @@ void gfutex_visit(const void* addr, void (*visit)(WaitQueue&, void*), void* arg)
 }
 
 void gfutex_after_fork() {
+  // A thread that is not here may have been between any two stores of a link or unlink: head
+  // and tail need not agree. Only what is wrong is written: the table is mostly untouched.
   for (Bucket& b : buckets) {
-    if (b.head != nullptr) b.head = b.tail = nullptr;
+    if (b.head != nullptr || b.tail != nullptr) b.head = b.tail = nullptr;
     if (b.lock.held()) b.lock.unlock();
   }
 }

@@ -296,18 +296,22 @@ void stack_after_fork(G* keep) {
   pool_lock.reset();
   uint32_t n = n_classes.load(std::memory_order_relaxed);
   for (uint32_t i = 0; i < n; i++) {
-    classes[i].lock.reset();
-    classes[i].warm = classes[i].cold = GList{};
+    StackClass& c = classes[i];
+    // Held: a thread that is not here was at it, and cut and cut_end may belong to two
+    // chunks. What is left of the chunk is given up.
+    if (c.lock.held()) c.cut = c.cut_end = nullptr;
+    c.lock.reset();
+    c.warm = c.cold = GList{};
   }
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next) {
-    if (g == keep || g->cls == nullptr) continue;
+    if (g == keep) continue;
     g->fresh = true;  // a dead one may be half-made: its creator was just at it
     g->on_cpu.store(0, std::memory_order_relaxed);
-    g->state.store(0, std::memory_order_relaxed);
+    g->state.store(0, std::memory_order_relaxed);  // the first thread's too: nobody waits here
     g->engine.store(0, std::memory_order_relaxed);
     g->attention.store(0, std::memory_order_relaxed);
     g->wired = false;
-    g->cls->warm.push(g);
+    if (g->cls != nullptr) g->cls->warm.push(g);
   }
   for (uint32_t i = 0; i < n; i++)
     classes[i].n_free.store(classes[i].warm.n, std::memory_order_relaxed);
