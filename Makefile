@@ -35,6 +35,8 @@ TESTC   := -std=gnu11 -O1 -g -Wall -Wextra -pthread
 TESTCXX := -std=gnu++20 -O1 -g -Wall -Wextra -pthread
 PLAINC  := -std=gnu11 -O2 -g -Wall -Wextra -pthread
 DEPGEN   = -MMD -MP -MF $@.d
+# One line for each file made; V=1 shows the commands.
+run      = $(if $(V),,@printf '  %-4s %s\n' $(1) $@ &&) $(2)
 
 # The unwinder of dumps. Debian's own libunwind.a is not position independent and cannot
 # go into a shared library; LLVM's is, and asks for nothing but libc. scripts/deps unpacks
@@ -124,7 +126,7 @@ clean: ## removes what was built
 
 help: ## this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  BUILD=debug builds with checks into build/debug; B=dir builds somewhere else."
+	@echo "  BUILD=debug builds with checks into build/debug; B=dir builds somewhere else; V=1 shows commands."
 
 # ---- the library and the launcher --------------------------------------------------
 
@@ -137,18 +139,18 @@ LIBLINK := -shared -static-libgcc -Wl,-soname,libweft.so -Wl,-z,now -Wl,-z,relro
            -Wl,-Bsymbolic-functions -Wl,--build-id -Wl,--as-needed
 
 $(B)/libweft.so: $(call obj,$(LIB_SRC)) $(UNW) Makefile
-	$(CC) $(LIBLINK) -o $@ $(call obj,$(LIB_SRC)) $(UNW)
+	$(call run,CC,$(CC)) $(LIBLINK) -o $@ $(call obj,$(LIB_SRC)) $(UNW)
 
 # libunwind guards a cache of registered frames with a pthread_rwlock, which would be the
 # one we interpose. We register none, so the three calls go to stubs (unwind_lock.cc).
 $(B)/obj/unwind.a: $(UNW_A) Makefile
 	@mkdir -p $(@D)
-	objcopy --redefine-sym pthread_rwlock_rdlock=weft_unwind_rdlock \
+	$(call run,OBJ,objcopy) --redefine-sym pthread_rwlock_rdlock=weft_unwind_rdlock \
 	        --redefine-sym pthread_rwlock_wrlock=weft_unwind_wrlock \
 	        --redefine-sym pthread_rwlock_unlock=weft_unwind_unlock $(UNW_A) $@
 
 $(B)/weft: $(call obj,$(LAUNCHER_SRC)) Makefile
-	$(CC) -pie -Wl,-z,now -o $@ $(call obj,$(LAUNCHER_SRC))
+	$(call run,CC,$(CC)) -pie -Wl,-z,now -o $@ $(call obj,$(LAUNCHER_SRC))
 
 # Objects depend on the flags too: other flags, other objects.
 $(B)/obj/flags: FORCE
@@ -158,11 +160,11 @@ $(B)/obj/flags: FORCE
 
 $(B)/obj/%.cc.o: %.cc $(B)/obj/flags
 	@mkdir -p $(@D)
-	$(CXX) $(LIBCXX) $(DEPGEN) -DWEFT_VERSION='"$(VERSION)"' -c -o $@ $<
+	$(call run,CXX,$(CXX)) $(LIBCXX) $(DEPGEN) -DWEFT_VERSION='"$(VERSION)"' -c -o $@ $<
 
 $(B)/obj/%.S.o: %.S $(B)/obj/flags
 	@mkdir -p $(@D)
-	$(CC) $(LIBASM) $(DEPGEN) -c -o $@ $<
+	$(call run,CC,$(CC)) $(LIBASM) $(DEPGEN) -c -o $@ $<
 
 # ---- tests -------------------------------------------------------------------------
 
@@ -174,40 +176,40 @@ cflags = $$(sed -n '1,10s/.*\bcflags: *\(-[^*]*\).*/\1/p' $<)
 # no test) from one archive.
 UNIT_OBJ := $(call obj,$(ENGINE_SRC)) $(patsubst %,$(B)/tobj/%.o,$(UNIT_SUPPORT))
 $(B)/tobj/engine.a: $(UNIT_OBJ)
-	rm -f $@
-	ar rcs $@ $^
+	@rm -f $@
+	$(call run,AR,ar) rcs $@ $^
 
 $(B)/tobj/%.cc.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(TESTCXX) -I. -DWEFT_UNIT_TEST $(DEPGEN) -c -o $@ $<
+	$(call run,CXX,$(CXX)) $(TESTCXX) -I. -DWEFT_UNIT_TEST $(DEPGEN) -c -o $@ $<
 
 $(call bin,$(UNIT_SRC)): $(B)/%: %.cc $(B)/tobj/engine.a
 	@mkdir -p $(@D)
-	$(CXX) $(TESTCXX) -I. -DWEFT_UNIT_TEST $(cflags) $(DEPGEN) -o $@ $< $(B)/tobj/engine.a $(libs) -lcriterion
+	$(call run,CXX,$(CXX)) $(TESTCXX) -I. -DWEFT_UNIT_TEST $(cflags) $(DEPGEN) -o $@ $< $(B)/tobj/engine.a $(libs) -lcriterion
 
 $(call bin,$(MODEL_SRC)): $(B)/%: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(TESTCXX) -O2 -I. $(cflags) $(DEPGEN) -o $@ $< $(libs)
+	$(call run,CXX,$(CXX)) $(TESTCXX) -O2 -I. $(cflags) $(DEPGEN) -o $@ $< $(libs)
 
 # The programs below know nothing of weft: no -I.
 $(call bin,$(filter %.c,$(ABI_SRC))): $(B)/%: %.c
 	@mkdir -p $(@D)
-	$(CC) $(TESTC) $(cflags) $(DEPGEN) -o $@ $< $(libs) -lcmocka -lm
+	$(call run,CC,$(CC)) $(TESTC) $(cflags) $(DEPGEN) -o $@ $< $(libs) -lcmocka -lm
 
 $(call bin,$(filter %.cc,$(ABI_SRC))): $(B)/%: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(TESTCXX) $(cflags) $(DEPGEN) -o $@ $< $(libs) -lcmocka
+	$(call run,CXX,$(CXX)) $(TESTCXX) $(cflags) $(DEPGEN) -o $@ $< $(libs) -lcmocka
 
 $(patsubst %.c,$(B)/%.so,$(ABI_LIB_SRC)): $(B)/%.so: %.c
 	@mkdir -p $(@D)
-	$(CC) $(TESTC) -fPIC -shared $(cflags) $(DEPGEN) -o $@ $< $(libs)
+	$(call run,CC,$(CC)) $(TESTC) -fPIC -shared $(cflags) $(DEPGEN) -o $@ $< $(libs)
 
 $(call bin,$(filter %.c,$(PLAIN_SRC))): $(B)/%: %.c
 	@mkdir -p $(@D)
-	$(CC) $(PLAINC) $(cflags) $(DEPGEN) -o $@ $< $(libs) -lm
+	$(call run,CC,$(CC)) $(PLAINC) $(cflags) $(DEPGEN) -o $@ $< $(libs) -lm
 
 $(call bin,$(filter %.cc,$(PLAIN_SRC))): $(B)/%: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(TESTCXX) -O2 $(cflags) $(DEPGEN) -o $@ $< $(libs)
+	$(call run,CXX,$(CXX)) $(TESTCXX) -O2 $(cflags) $(DEPGEN) -o $@ $< $(libs)
 
 -include $(shell find $(B) -name '*.d' -not -path '*/llvm/*' 2>/dev/null)
