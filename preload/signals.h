@@ -111,6 +111,11 @@ void poke(G* g, bool hard);
 void poke_self(G* g);
 void send_poke(M* m, int sig);  // after sent_begin
 bool is_poke(const siginfo_t* info);
+// A siginfo as the kernel takes it from any of our threads; and what it was (sigsend.cc).
+siginfo_t carry(const siginfo_t* info);
+void carried(siginfo_t* info);
+// To the process, for whichever thread takes it. 0 or -errno.
+int give_to_kernel(int sig, const siginfo_t* info);
 int real_tgkill(int tid, int sig);
 void sigsend_after_fork();
 void sigroute_after_fork();

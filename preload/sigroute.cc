@@ -59,11 +59,6 @@ bool put_aside(G* to, int sig, const siginfo_t* info) {
   return false;
 }
 
-void give_back(int sig, const siginfo_t* info) {
-  siginfo_t copy = *info;
-  sys_call(SYS_rt_sigqueueinfo, sys_getpid(), sig, sys_arg(&copy));
-}
-
 }  // namespace
 
 // Main first, as the kernel does; else whoever takes it.
@@ -83,7 +78,7 @@ void signal_defer(int sig, const siginfo_t* info, ucontext_t* uc) {
   mask |= sig_bit(sig);
   if (sysmon_thread()) memcpy(&uc->uc_sigmask, &mask, sizeof mask);
   masks_dirty.store(true, std::memory_order_release);
-  give_back(sig, info);
+  give_to_kernel(sig, info);
 }
 
 void signal_defer_to(G* g, int sig, const siginfo_t* info) { put_aside(g, sig, info); }
@@ -107,7 +102,7 @@ void signal_process(int sig, const siginfo_t* info) {
   masks_dirty.store(true, std::memory_order_release);
   uint64_t bit = sig_bit(sig);
   sys_sigprocmask(SIG_BLOCK, &bit, nullptr);
-  give_back(sig, info);
+  give_to_kernel(sig, info);
 }
 
 void signals_route() {
@@ -175,7 +170,7 @@ void host_tick(uint64_t) {
   uint32_t upto = masks_changed.load(std::memory_order_acquire);
   uint64_t open = 0;
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
-    if (lives(g)) open |= ~g->sigmask;
+    if (lives(g) && !g->wired) open |= ~g->sigmask;  // a wired one's own thread is open
   open &= kMaskable;
   for (int sig : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) open &= ~sig_bit(sig);
   uint64_t mask = ~(open | sig_bit(kHard)) & kAllSignals;  // timers aim at us with it

@@ -266,6 +266,7 @@ void signals_wrapper(int sig, siginfo_t* info, void* ucv) {
     signals_poked(sig, info, uc);
     return;
   }
+  carried(info);
   if (g == nullptr || g->wired) {
     if (sig == kHard && info->si_code == SI_TIMER && timer_arrived(info)) return;
     if (g == nullptr && sysmon_thread()) signal_defer(sig, info, uc);

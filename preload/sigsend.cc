@@ -7,6 +7,11 @@
 // only: all others stay with the kernel until somebody takes them (sigroute.cc).
 //
 // PendingSet::head is the newest node of a ring; its next is the oldest.
+//
+// What the kernel or another process sent (si_code >= 0) cannot be sent on as it is: the
+// kernel lets a thread queue such a siginfo for nobody but itself (EPERM). It travels with
+// another si_code, everything else as it was, and is put right where it is looked at:
+// carry, carried.
 #include <string.h>
 #include <sys/mman.h>
 
@@ -20,6 +25,7 @@ namespace weft {
 namespace {
 
 constexpr int kPokeCode = -0x77656674;  // no kernel or libc uses it as si_code
+constexpr int kCarried = -0x70000000;   // and none uses kCarried - n: carried()
 constexpr uint32_t kMaxNodes = 96000;   // about RLIMIT_SIGPENDING's default
 
 struct Node {
@@ -174,6 +180,22 @@ int real_tgkill(int tid, int sig) {
 
 bool is_poke(const siginfo_t* info) { return info->si_code == kPokeCode; }
 
+siginfo_t carry(const siginfo_t* info) {
+  siginfo_t copy = *info;
+  if (copy.si_code >= 0 || copy.si_code == SI_TKILL) copy.si_code = kCarried - copy.si_code;
+  return copy;
+}
+
+void carried(siginfo_t* info) {
+  if (info->si_code <= kCarried - SI_TKILL && info->si_code > kPokeCode)
+    info->si_code = kCarried - info->si_code;
+}
+
+int give_to_kernel(int sig, const siginfo_t* info) {
+  siginfo_t copy = carry(info);
+  return static_cast<int>(sys_call(SYS_rt_sigqueueinfo, sys_getpid(), sig, sys_arg(&copy)));
+}
+
 void send_poke(M* m, int sig) {
   siginfo_t info;
   memset(&info, 0, sizeof info);
@@ -237,10 +259,10 @@ void pending_discard(int sig) {
 
 int signal_g(G* g, int sig, const siginfo_t* info) {
   if (g->wired) {
-    siginfo_t copy = *info;
-    return static_cast<int>(sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(),
-                                     g->m->tid.load(std::memory_order_relaxed), sig,
-                                     sys_arg(&copy)));
+    int tid = g->m->tid.load(std::memory_order_relaxed);
+    if (info->si_code == SI_TKILL) return real_tgkill(tid, sig);
+    siginfo_t copy = carry(info);
+    return static_cast<int>(sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(), tid, sig, sys_arg(&copy)));
   }
   InEngine in;
   Thread* t = thread_of(g);
@@ -252,10 +274,8 @@ int signal_g(G* g, int sig, const siginfo_t* info) {
   // A signalfd reads what the kernel has. One for a thread that blocks it is as good as one
   // for the process, if nobody else would take that.
   if (blocked && (signalfd_bits.load(std::memory_order_relaxed) & sig_bit(sig)) != 0 &&
-      who_accepts(sig_bit(sig)) == nullptr) {
-    siginfo_t copy = *info;
-    return static_cast<int>(sys_call(SYS_rt_sigqueueinfo, sys_getpid(), sig, sys_arg(&copy)));
-  }
+      who_accepts(sig_bit(sig)) == nullptr)
+    return give_to_kernel(sig, info);
   if (int err = enqueue(t->pending, t, sig, info)) return err == -ESRCH ? 0 : err;
   notify(g, sig);
   return 0;

@@ -85,6 +85,7 @@ int wait_for(G* g, uint64_t set, siginfo_t* out, uint64_t deadline_ns) {
       }
       continue;
     }
+    carried(&info);
     if (k > 0) *out = info;
     else r = static_cast<int>(k);
     break;
@@ -137,7 +138,11 @@ using namespace weft;
 
 WEFT_EXPORT int sigtimedwait(const sigset_t* set, siginfo_t* info, const struct timespec* rel) {
   G* g = this_g();
-  if (g == nullptr) return real().sigtimedwait(set, info, rel);
+  if (g == nullptr) {
+    int sig = real().sigtimedwait(set, info, rel);
+    if (sig > 0 && info != nullptr) carried(info);
+    return sig;
+  }
   cancel_point();
   if (rel != nullptr && (!timespec_ok(rel) || rel->tv_sec < 0)) {
     errno = EINVAL;
