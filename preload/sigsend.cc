@@ -39,19 +39,24 @@ Lock pool_lock;  // guards the two below
 Node* pool;
 uint32_t n_nodes;
 
+// Keeps handlers out: off the scheduler's threads by blocking them.
 class InEngine {
  public:
   InEngine() : g_(this_g()) {
+    uint64_t all = kAllSignals;
     if (g_ != nullptr) engine_enter(g_);
+    else sys_sigprocmask(SIG_SETMASK, &all, &mask_);
   }
   ~InEngine() {
     if (g_ != nullptr) engine_exit(g_);
+    else sys_sigprocmask(SIG_SETMASK, &mask_, nullptr);
   }
   InEngine(const InEngine&) = delete;
   InEngine& operator=(const InEngine&) = delete;
 
  private:
   G* g_;
+  uint64_t mask_ = 0;
 };
 
 Node* node_get() {
@@ -216,9 +221,15 @@ void poke(G* g, bool hard) {
     send_poke(m, hard ? kHard : kSoft);
 }
 
+// Between the mark and the signal no handler may run: if it jumped out, the M would stay
+// marked and never be sent anything again.
 void poke_self(G* g) {
-  if (sent_begin(g->m, g, kSentPoke, false)) send_poke(g->m, kHard);
-  else sys_sched_yield();  // somebody else's is about to land
+  uint64_t all = ~sig_bit(33), mask;
+  sys_sigprocmask(SIG_SETMASK, &all, &mask);
+  bool mine = sent_begin(g->m, g, kSentPoke, false);
+  if (mine) send_poke(g->m, kHard);
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);  // here it lands
+  if (!mine) sys_sched_yield();  // somebody else's is about to land
 }
 
 uint64_t pending_of(const G* g) {

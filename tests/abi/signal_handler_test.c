@@ -57,6 +57,48 @@ static void siglongjmp_out_of_a_handler(void)
     sigaction(SIGUSR1, &old, NULL);
 }
 
+static void count_only(int sig)
+{
+    (void)sig;
+    handled++;
+}
+
+static void *raises_and_jumps(void *arg)
+{
+    atomic_int *done = arg;
+    jumps = 0;
+    for (volatile int i = 0; i < 4000; i++) {
+        if (sigsetjmp(env, 1) == 0) {
+            raise(SIGUSR1);
+            MUST(!"raise returned");
+        }
+    }
+    CHECK_EQ(jumps, 4000);
+    *done = 1;
+    return NULL;
+}
+
+// A thread raises and jumps out of the handler while another one sends it something else.
+// The second signal could bring the first with it before raise had sent its own, which then
+// never was: the jump left the thread marked as having one under way, and from there on
+// raise returned without a handler having run.
+static void raise_and_jump_beside_a_sender(void)
+{
+    struct sigaction old1 = set_handler(SIGUSR1, jump_out, 0);
+    struct sigaction old2 = set_handler(SIGUSR2, count_only, SA_RESTART);
+    atomic_int done = 0;
+    handled = 0;
+    pthread_t t = spawn(raises_and_jumps, &done);
+    for (int i = 0; !done; i++) {
+        pthread_kill(t, SIGUSR2);
+        if (i % 8 == 0) sched_yield();
+    }
+    join(t);
+    CHECK(handled > 0);
+    sigaction(SIGUSR1, &old1, NULL);
+    sigaction(SIGUSR2, &old2, NULL);
+}
+
 struct target {
     int how;
     int fd;
@@ -363,6 +405,7 @@ static void sigchld_collects_every_child(void)
 
 static const struct CMUnitTest tests[] = {
     T(siglongjmp_out_of_a_handler),
+    T(raise_and_jump_beside_a_sender),
     T(siglongjmp_out_of_loops_and_blocked_calls),
     T(handler_posts_a_semaphore),
     T(errno_survives_handlers_and_switches),
