@@ -13,6 +13,15 @@ namespace {
 constexpr uint64_t kCountOne = uint64_t{1} << 32;
 constexpr uint64_t kStateMask = 0xffffffffu;
 
+// g is m's, not merely the one m ran last. m->curg alone does not say so: after a switch to
+// g0 it names the old G until schedule() clears it, and the M may lose its core in between,
+// while another M runs that G, in a call of its own perhaps. g->m does: begin_run writes it
+// before the state. So: after an (acquire) look at g's state or engine depth.
+bool runs_on(G* g, const M* m) {
+  return m->curg.load(std::memory_order_acquire) == g &&
+         __atomic_load_n(&g->m, __ATOMIC_ACQUIRE) == m;
+}
+
 uint64_t with_state(uint64_t word, uint32_t s) { return (word & ~kStateMask) | s; }
 
 // The G came back without a P: the old one, any idle one, else queue and let the M sleep.
@@ -120,7 +129,8 @@ bool sent_begin(M* m, G* g, uint32_t bit, bool running_only) {
     G* now = m->curg.load(std::memory_order_acquire);
     GState s = now == nullptr ? GState::kDead : g_state(now);
     bool in_call = s == GState::kSyscall || static_cast<uint32_t>(s) == kSyscallLost;
-    if (now == g && (s == GState::kRunning || (in_call && !running_only))) return true;
+    bool reachable = s == GState::kRunning || (in_call && !running_only);
+    if (now == g && reachable && runs_on(g, m)) return true;
     m->sent.fetch_and(~bit, std::memory_order_seq_cst);
     // Another sender may have relied on us for whoever is there now.
     G* other = m->curg.load(std::memory_order_acquire);
@@ -168,8 +178,7 @@ void exit_syscall(G* g) {
 
 bool retake_syscall(P* p, M* m, G* g, uint64_t state) {
   // Step b: see syscall.h for why the order state, association, CAS is enough.
-  if (p->m.load(std::memory_order_acquire) != m || m->curg.load(std::memory_order_acquire) != g)
-    return false;
+  if (p->m.load(std::memory_order_acquire) != m || !runs_on(g, m)) return false;
   if (!g->state.compare_exchange_strong(state, with_state(state, kSyscallLost),
                                         std::memory_order_acq_rel, std::memory_order_relaxed))
     return false;
@@ -185,8 +194,8 @@ bool retake_hidden(P* p, M* m, G* g) {
   m->retake.store(1, std::memory_order_seq_cst);                           // a
   sys_call(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);        // b
   bool ours = p->m.load(std::memory_order_acquire) == m &&                 // c
-              m->curg.load(std::memory_order_acquire) == g &&
-              g->engine.load(std::memory_order_acquire) == 0 && g_state(g) == GState::kRunning;
+              g->engine.load(std::memory_order_acquire) == 0 && g_state(g) == GState::kRunning &&
+              runs_on(g, m);
   if (!ours) {
     m->retake.store(0, std::memory_order_release);
     return false;

@@ -5,7 +5,7 @@
 //
 //   G                                   sysmon
 //   1 state = [n+1 | kSyscall]          a  w = state; is kSyscall
-//   2 the call                          b  p->m == m, m->curg == g still (the state word
+//   2 the call                          b  p->m == m, g runs on m still (the state word
 //   3 CAS state [n+1|kSyscall]             has a count: if c succeeds with the same w,
 //        -> [n+1|kRunning]                 b held all the time from a to c)
 //     won:  the P is still ours         c  CAS state w -> [n+1|kLost]; won: P is sysmon's
@@ -19,7 +19,7 @@
 //   G entering the engine               sysmon, tick stands still, /proc says asleep
 //   1 g->engine++                       a  m->retake = 1
 //   2 (compiler barrier)                b  membarrier(PRIVATE_EXPEDITED)
-//   3 if m->retake: wait for decision   c  g->engine == 0, same g, still asleep:
+//   3 if m->retake: wait for decision   c  g->engine == 0, running, g on m still:
 //                                            p leaves m; m->retake = 2
 //                                          else m->retake = 0
 // The membarrier makes 1-3 and a-c a store-load pair without a fence on the hot side.

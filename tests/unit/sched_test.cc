@@ -246,6 +246,35 @@ ON_PROCS(retakes_race_returns) {
   cr_assert_eq(counter, 60u * 60);
 }
 
+// An M that has switched to g0 still names the G it left in curg, and may lose its core there.
+// sysmon took that for the M of the call that the G made meanwhile on another M: it took the
+// first M's P, behind its back (CHECK in release_p or acquire_p soon after).
+Test(sched, no_p_is_taken_from_an_m_that_its_g_has_left, .timeout = 60) {
+  boot(1);
+  static M left, runs;
+  static P p;
+  static G g;
+  left.curg = &g;
+  left.p = &p;
+  p.m = &left;
+  runs.curg = &g;
+  g.m = &runs;
+  uint64_t called = uint64_t{7} << 32 | static_cast<uint64_t>(GState::kSyscall);
+  g.state = called;
+  cr_assert_not(retake_syscall(&p, &left, &g, called));
+  cr_assert_eq(g.state.load(), called);
+  g.state = static_cast<uint64_t>(GState::kRunning);
+  cr_assert_not(retake_hidden(&p, &left, &g));
+  cr_assert_eq(p.m.load(), &left);
+  cr_assert_eq(left.retake.load(), 0u);
+  cr_assert_not(sent_begin(&left, &g, kSentPoke, false));
+  cr_assert_eq(left.sent.load(), 0u);
+  g.m = &left;  // and now it is there
+  cr_assert(sent_begin(&left, &g, kSentPoke, false));
+  cr_assert(retake_hidden(&p, &left, &g));
+  cr_assert_null(p.m.load());
+}
+
 // The overflow of a ring: one G readies far more than 256 others without a pause.
 ON_PROCS(a_burst_of_ready_gs_overflows_and_is_not_lost) {
   boot(procs);
