@@ -71,6 +71,7 @@ struct alignas(kCacheLine) G {
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
   bool fresh = true;                // the slot has no TLS yet
+  std::atomic<uint8_t> spins{0};    // saturating: how often it was found waiting in a loop (fair.h)
 
   // --- signals, virtualised by preload/ (kernel bit order)
   uint64_t sigmask = 0;

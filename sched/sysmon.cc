@@ -129,6 +129,7 @@ bool check_p(P* p, uint64_t now) {
     p->seen_tick = tick;
     p->slice_since_ns = now;
     p->slice_before_ns = last_tick_ns;
+    p->looks = 0;
   }
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
@@ -140,15 +141,21 @@ bool check_p(P* p, uint64_t now) {
   if (sched.preempt_ms == 0) return false;
   bool slice_over = others_wait(p) && now > p->slice_since_ns &&
                     now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
-  if (!slice_over && !share_is_over(p, now)) return false;
+  bool over = slice_over || share_is_over(p, now);
+  if (!over && !look_is_due(p, g, now)) return false;
   // Only while it computes: a call that we cannot see and that it has just gone to sleep
   // in would end with EINTR. Off its core is not asleep: it may be us who took the core.
   int tid = m->tid.load(std::memory_order_relaxed);
   if (!on_core_now(tid) && asleep_in_kernel(tid)) return false;
+  if (!over) {
+    p->looks++;
+    host_preempt(m, true);
+    return false;
+  }
   // A refused one is asked for again.
   p->slice_since_ns = now - uint64_t{sched.preempt_ms} * 1'000'000 + kAskAgainNs;
   p->slice_before_ns = now - kShareNs + kAskAgainNs / 4;
-  host_preempt(m);
+  host_preempt(m, false);
   return false;
 }
 
