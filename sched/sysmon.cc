@@ -5,7 +5,8 @@
 //  2. the netpoller, if nobody looked for 10 ms;
 //  3. Ps whose G has sat in one system call for a tick or 20 us, while others want to run,
 //     are retaken; so are Ps whose M sleeps in a call that we cannot see;
-//  4. Ps whose G has run longer than its slice while others wait: preempt_g;
+//  4. Ps whose G has run longer than its slice while others wait, or is found waiting in a
+//     loop (fair.h): host_preempt;
 //  5. queued work beside an idle P (the net under the wake habit, sched.cc): wake_p.
 // With every P idle for a second it sleeps until acquire_p wakes it: an idle program
 // costs nothing.
