@@ -101,6 +101,9 @@ int signal_g(G* g, int sig, const siginfo_t* info);
 uint64_t pending_of(const G* g);  // virtual: G's own and the process's
 // Takes one pending signal of `set` from g or the process. False: none.
 bool pending_take(G* g, uint64_t set, siginfo_t* out);
+// Boot, on g1's kernel thread, g1's mask still the kernel's: g1 takes over what is pending for
+// the kernel thread alone.
+void pending_adopt(G* g1);
 // A G's pending signals die with it.
 void pending_drop(G* g);
 // The action became "ignore": what is pending is dropped, everywhere.

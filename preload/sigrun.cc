@@ -301,6 +301,7 @@ void signals_boot(G* g1) {
   preempt_boot();
   if (g1 != nullptr) {
     sys_sigprocmask(SIG_SETMASK, nullptr, &g1->sigmask);
+    pending_adopt(g1);
     stack_t ss;
     if (sys_call(SYS_sigaltstack, 0, sys_arg(&ss)) == 0) {
       g1->altstack.sp = (ss.ss_flags & SS_DISABLE) != 0 ? nullptr : ss.ss_sp;

@@ -12,6 +12,8 @@
 // kernel lets a thread queue such a siginfo for nobody but itself (EPERM). It travels with
 // another si_code, everything else as it was, and is put right where it is looked at:
 // carry, carried.
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -247,6 +249,42 @@ bool pending_take(G* g, uint64_t set, siginfo_t* out) {
 bool pending_add_process(int sig, const siginfo_t* info) {
   InEngine in;
   return enqueue(process_pending, nullptr, sig, info) == 0;
+}
+
+namespace {
+
+// The private pending set of the calling kernel thread; 0 also where there is no /proc.
+uint64_t private_pending() {
+  char text[4096];
+  long fd = sys_call(SYS_openat, AT_FDCWD, sys_arg("/proc/thread-self/status"), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  long n = sys_call(SYS_read, fd, sys_arg(&text[0]), sizeof text - 1);
+  sys_call(SYS_close, fd);
+  if (n <= 0) return 0;
+  text[n] = 0;
+  constexpr char kName[] = "SigPnd:\t";
+  const char* at = strstr(text, kName);
+  return at == nullptr ? 0 : strtoull(at + sizeof kName - 1, nullptr, 16);
+}
+
+}  // namespace
+
+// What raise() left in the kernel before there were threads is the thread's, not its M's:
+// the next G there would see it pending, and take it. sigtimedwait takes private ones first;
+// the set is read anew for real-time signals, which queue.
+void pending_adopt(G* g1) {
+  uint64_t any = 0;
+  sys_call(SYS_rt_sigpending, sys_arg(&any), sizeof any);
+  if (any == 0) return;
+  while (uint64_t bits = private_pending() & kMaskable) {
+    siginfo_t info;
+    struct timespec now = {0, 0};
+    long sig = sys_call(SYS_rt_sigtimedwait, sys_arg(&bits), sys_arg(&info), sys_arg(&now), sizeof bits);
+    if (sig <= 0) return;
+    Thread* t = thread_of(g1);
+    if (enqueue(t->pending, t, static_cast<int>(sig), &info) != 0)
+      give_to_kernel(static_cast<int>(sig), &info);
+  }
 }
 
 void pending_drop(G* g) {

@@ -346,6 +346,51 @@ static void pending_signals(void)
     everywhere(pending_body);
 }
 
+static void *pending_here(void *out)
+{
+    MUST(sigpending(out) == 0);
+    return NULL;
+}
+
+// Was seen by every thread: weft has no part in a program without threads, so raise() left it
+// in the kernel, with the kernel thread on which the others then ran.
+static void pending_from_before_the_first_thread(void)
+{
+    pid_t child = fork();
+    MUST(child >= 0);
+    if (child == 0) {
+        sigset_t mine, theirs;
+        union sigval v = {.sival_int = 5};
+        siginfo_t got;
+        set_handler(SIGUSR1, on_signal, 0);
+        mask_signal(SIG_BLOCK, SIGUSR1);
+        mask_signal(SIG_BLOCK, SIGUSR2);
+        mask_signal(SIG_BLOCK, SIGRTMIN);
+        raise(SIGUSR1);
+        raise(SIGUSR2);
+        MUST(pthread_sigqueue(pthread_self(), SIGRTMIN, v) == 0);
+        v.sival_int = 6;
+        MUST(pthread_sigqueue(pthread_self(), SIGRTMIN, v) == 0);
+        MUST(kill(getpid(), SIGUSR2) == 0);  // for all to see
+        join(spawn(pending_here, &theirs));
+        MUST(sigpending(&mine) == 0);
+        if (sigismember(&theirs, SIGUSR1) || sigismember(&theirs, SIGRTMIN)) _exit(1);
+        if (!sigismember(&theirs, SIGUSR2)) _exit(2);
+        if (!sigismember(&mine, SIGUSR1) || !sigismember(&mine, SIGUSR2)) _exit(3);
+        for (int i = 5; i <= 6; i++) {
+            sigemptyset(&mine);
+            sigaddset(&mine, SIGRTMIN);
+            if (sigwaitinfo(&mine, &got) != SIGRTMIN || got.si_value.sival_int != i) _exit(4);
+        }
+        handled = 0;
+        mask_signal(SIG_UNBLOCK, SIGUSR1);
+        _exit(handled == 1 ? 0 : 5);
+    }
+    int status;
+    MUST(waitpid(child, &status, 0) == child);
+    CHECK_EQ(status, 0);
+}
+
 static const struct CMUnitTest tests[] = {
     T(signal_and_old_action),
     T(siginfo_values),
@@ -355,5 +400,6 @@ static const struct CMUnitTest tests[] = {
     T(masks_per_thread_and_inherited),
     T(mask_calls),
     T(pending_signals),
+    T(pending_from_before_the_first_thread),
 };
 IO_MAIN(tests)
