@@ -326,9 +326,12 @@ WEFT_EXPORT int pthread_detach(pthread_t pt) {
   G* g = g_of(pt);
   if (g == nullptr) return real().pthread_detach(pt);
   Thread* t = thread_of(g);
-  if (t->joining.load(std::memory_order_acquire) != 0) return EINVAL;
-  uint32_t was = kJoinable;
-  if (t->join.compare_exchange_strong(was, kDetached, std::memory_order_acq_rel)) return 0;
+  uint32_t was = t->join.load(std::memory_order_acquire);
+  // Joined already is gone; somebody waits to join it: libc's answer is 0, and it is theirs.
+  if (was != kDetached && t->joining.load(std::memory_order_acquire) != 0) return 0;
+  if (was == kJoinable &&
+      t->join.compare_exchange_strong(was, kDetached, std::memory_order_acq_rel))
+    return 0;
   if (was == kDetached) return t->alive.load(std::memory_order_acquire) ? EINVAL : ESRCH;
   t->join.store(kDetached, std::memory_order_relaxed);
   if (g->cls != nullptr) {

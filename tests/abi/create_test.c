@@ -159,6 +159,29 @@ static void detached_threads_refuse_join_and_detach(void **state) {
   STORE(&gate, 1);
 }
 
+static int about_to_join;
+static void *join_it(void *t) {
+  STORE(&about_to_join, 1);
+  pthread_join(*(pthread_t *)t, NULL);  // EINVAL if it comes too late
+  return NULL;
+}
+
+// Both answered EINVAL. (libc keeps the stack of a thread that is gone: it may be asked.)
+static void detaching_what_is_joined_or_being_joined(void **state) {
+  (void)state;
+  pthread_t t = start(echo, NULL);
+  join(t);
+  CHECK_EQ(pthread_detach(t), ESRCH);
+  STORE(&gate, 0);
+  t = start(wait_gate, NULL);
+  pthread_t joiner = start(join_it, &t);
+  AWAIT(LOAD(&about_to_join));
+  yield_some(100);
+  CHECK_EQ(pthread_detach(t), 0);
+  STORE(&gate, 1);
+  join(joiner);
+}
+
 static int waves_run;
 static void *run_in_wave(void *arg) {
   ADD(&waves_run, 1);
@@ -318,6 +341,7 @@ int main(void) {
       cmocka_unit_test(tryjoin_and_timed_joins),
       cmocka_unit_test(detach_in_every_way),
       cmocka_unit_test(detached_threads_refuse_join_and_detach),
+      cmocka_unit_test(detaching_what_is_joined_or_being_joined),
       cmocka_unit_test(ten_thousand_in_waves),
       cmocka_unit_test(two_thousand_alive),
       cmocka_unit_test(fork_join_recursion),
