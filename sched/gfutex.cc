@@ -52,20 +52,25 @@ Bucket& bucket_of(const void* addr) {
 }
 static_assert(kBuckets == 1u << (64 - 50));
 
-void link_tail(Bucket& b, Waiter* w) {
-  w->next = nullptr;
-  w->prev = b.tail;
-  if (b.tail != nullptr) b.tail->next = w; else b.head = w;
-  b.tail = w;
+void link_before(Bucket& b, Waiter* w, Waiter* next) {  // null: last
+  w->next = next;
+  w->prev = next != nullptr ? next->prev : b.tail;
+  if (w->prev != nullptr) w->prev->next = w; else b.head = w;
+  if (next != nullptr) next->prev = w; else b.tail = w;
   w->linked = true;
 }
 
+void link_tail(Bucket& b, Waiter* w) {
+  Waiter* next = nullptr;
+  if (WEFT_UNLIKELY(w->priority != 0))
+    for (next = b.head; next != nullptr && next->priority >= w->priority;) next = next->next;
+  link_before(b, w, next);
+}
+
 void link_head(Bucket& b, Waiter* w) {
-  w->prev = nullptr;
-  w->next = b.head;
-  if (b.head != nullptr) b.head->prev = w; else b.tail = w;
-  b.head = w;
-  w->linked = true;
+  Waiter* next = b.head;
+  while (next != nullptr && next->priority > w->priority) next = next->next;
+  link_before(b, w, next);
 }
 
 inline void drop_count(Waiter* w) {
@@ -230,6 +235,13 @@ int sleep_foreign(Waiter* w, uint64_t deadline_ns) {
   return err;
 }
 
+// The calling kernel thread's, 0 unless it is a real-time one.
+uint8_t own_priority() {
+  int priority = 0;
+  sys_call(SYS_sched_getparam, 0, sys_arg(&priority));
+  return static_cast<uint8_t>(priority);
+}
+
 bool wants_stop(const Waiter* w) { return w->stop != nullptr && w->stop(); }
 
 // A kGoOn waiter was interrupted. Runs the handlers while w keeps its place in the queue.
@@ -270,6 +282,7 @@ bool gfutex_enqueue(Waiter* w, const void* addr, Wait why, bool interruptible,
     sys_sigprocmask(SIG_BLOCK, &all, &mask);
   }
   w->g = g;
+  w->priority = g != nullptr ? 0 : own_priority();
   w->addr = addr;
   w->tag = (w->tag & 0xffffff) | static_cast<uint32_t>(why) << 24;
   if (interruptible && w->on_signal == OnSignal::kDefer) w->on_signal = OnSignal::kEintr;

@@ -2,7 +2,8 @@
 //
 // A table of buckets, each with a lock and a FIFO of waiters; a waiter is a G or a foreign
 // thread (a kernel thread that is no M, a wired G), so every primitive built on it accepts
-// both. Mutex, cond, rwlock, sem, barrier, once, join and syscall(SYS_futex) are small ABI
+// both. Real-time threads (foreign always) stand before all of lower priority, as in the
+// kernel's futex queues. Mutex, cond, rwlock, sem, barrier, once, join and syscall(SYS_futex) are small ABI
 // files over these calls.
 //
 //   waiter                                   waker
@@ -36,7 +37,7 @@ namespace weft {
 enum class OnSignal : uint8_t { kDefer, kEintr, kGoOn };
 
 struct Waiter {
-  // The first five are set by gfutex_enqueue.
+  // The first five and `priority` are set by gfutex_enqueue.
   Waiter* next;
   Waiter* prev;
   const void* addr;                      // changes when requeued; guarded by the bucket lock
@@ -51,6 +52,7 @@ struct Waiter {
   void* arg = nullptr;                   // the ABI file's own (cond: the mutex)
   uint64_t since_tsc = 0;                // for hand-off: when it started to wait; 0 unknown
   uint32_t tag = 0;                      // the ABI file's own (rwlock: reader or writer)
+  uint8_t priority = 0;                  // real-time, of a foreign thread
   OnSignal on_signal = OnSignal::kDefer;
   bool front = false;                    // it has waited before: goes to the head
   bool linked = false;

@@ -2,11 +2,13 @@
 //
 // Behaviours: setschedparam and sched_* by pthread_t, by tid and by 0; real-time policies where
 // permitted; explicit attributes; nice by tid; affinity by attribute, np and sched_* calls,
-// subsets really used (getcpu), inherited, restored; CPU-time clocks count what a thread
+// subsets really used (getcpu), inherited, restored; locks go to the highest real-time waiter
+// (was: to the first, as G waiters have no priority); CPU-time clocks count what a thread
 // computes, not what others do nor its waits.
 // Invariant: what one thread sets for itself is not seen by another.
 #include "abi.h"
 
+#include <semaphore.h>
 #include <sys/resource.h>
 
 static int gate;
@@ -111,6 +113,73 @@ static void real_time_by_attribute_and_call(void **state) {
     STORE(&gate, 1);
     join(t);
   }
+}
+
+// What real-time threads wait for goes to the highest of them, not to the first.
+
+static pthread_mutex_t wanted_lock = PTHREAD_MUTEX_INITIALIZER;
+static sem_t wanted_sem;
+static int waiter_tid, n_served, served[3];
+
+static void *want(void *use_lock) {
+  struct sched_param param;
+  int policy;
+  CHECK_OK(pthread_getschedparam(pthread_self(), &policy, &param));
+  STORE(&waiter_tid, (int)syscall(SYS_gettid));
+  CHECK_OK(use_lock ? pthread_mutex_lock(&wanted_lock) : sem_wait(&wanted_sem));
+  served[n_served++] = param.sched_priority;
+  CHECK_OK(use_lock ? pthread_mutex_unlock(&wanted_lock) : sem_post(&wanted_sem));
+  return NULL;
+}
+
+static int sleeps(int tid) {
+  char path[64], line[256] = "";
+  snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
+  FILE *f = fopen(path, "r");
+  CHECK(f && fgets(line, sizeof line, f));
+  fclose(f);
+  return strstr(line, ") S ") != NULL;
+}
+
+static void highest_is_served_first(void *use_lock) {
+  static const int priority[3] = {5, 20, 10};
+  pthread_t t[3];
+  CHECK_OK(pthread_mutex_lock(&wanted_lock));
+  CHECK_OK(sem_init(&wanted_sem, 0, 0));
+  n_served = 0;
+  for (int i = 0; i < 3; i++) {
+    pthread_attr_t attr;
+    struct sched_param param = {.sched_priority = priority[i]};
+    STORE(&waiter_tid, 0);
+    CHECK_OK(pthread_attr_init(&attr));
+    CHECK_OK(pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED));
+    CHECK_OK(pthread_attr_setschedpolicy(&attr, SCHED_FIFO));
+    CHECK_OK(pthread_attr_setschedparam(&attr, &param));
+    int error = pthread_create(&t[i], &attr, want, use_lock);
+    CHECK_OK(pthread_attr_destroy(&attr));
+    if (error == EPERM && i == 0) {
+      CHECK_OK(pthread_mutex_unlock(&wanted_lock));
+      skip();
+    }
+    CHECK_OK(error);
+    AWAIT(LOAD(&waiter_tid) && sleeps(LOAD(&waiter_tid)));
+  }
+  CHECK_OK(use_lock ? pthread_mutex_unlock(&wanted_lock) : sem_post(&wanted_sem));
+  for (int i = 0; i < 3; i++) join(t[i]);
+  if (!use_lock) CHECK_OK(pthread_mutex_unlock(&wanted_lock));
+  CHECK_EQ(served[0], 20);
+  CHECK_EQ(served[1], 10);
+  CHECK_EQ(served[2], 5);
+}
+
+static void a_mutex_goes_to_the_highest_priority(void **state) {
+  (void)state;
+  highest_is_served_first(&wanted_lock);
+}
+
+static void a_semaphore_goes_to_the_highest_priority(void **state) {
+  (void)state;
+  highest_is_served_first(NULL);
 }
 
 static int nice_of(pid_t tid) {
@@ -286,6 +355,8 @@ int main(void) {
       cmocka_unit_test(limits_and_errors),
       cmocka_unit_test(batch_and_idle_policies),
       cmocka_unit_test(real_time_by_attribute_and_call),
+      cmocka_unit_test(a_mutex_goes_to_the_highest_priority),
+      cmocka_unit_test(a_semaphore_goes_to_the_highest_priority),
       cmocka_unit_test(nice_is_per_thread),
       cmocka_unit_test(affinity_is_per_thread),
       cmocka_unit_test(affinity_by_attribute_and_of_others),
