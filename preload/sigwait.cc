@@ -12,7 +12,7 @@
 //   4 rt_sigtimedwait(set and it)
 // Either 3 sees a, or the poke comes after 2 and waits for 4.
 //
-// sigsuspend and pause park: what arrives for the process comes by sysmon.
+// sigsuspend, pause and sigpause park: what arrives for the process comes by sysmon.
 #include <string.h>
 
 #include "preload/api.h"
@@ -209,3 +209,22 @@ WEFT_EXPORT int pause(void) {
   memcpy(&now, &g->sigmask, sizeof g->sigmask);
   return sigsuspend(&now);  // without its race between a look and the sleep
 }
+
+// X/Open's form waits for one signal more than the mask lets in, BSD's has a mask of 32.
+WEFT_EXPORT int __sigpause(int sig_or_mask, int is_sig) {
+  sigset_t set;
+  memset(&set, 0, sizeof set);
+  if (is_sig == 0) {
+    memcpy(&set, &sig_or_mask, sizeof sig_or_mask);
+  } else {
+    sigprocmask(SIG_SETMASK, nullptr, &set);
+    if (sigdelset(&set, sig_or_mask) != 0) return -1;
+  }
+  return sigsuspend(&set);
+}
+
+// <signal.h> gives the plain name to X/Open's form.
+WEFT_EXPORT int bsd_sigpause(int mask) __asm__("sigpause");
+WEFT_EXPORT int bsd_sigpause(int mask) { return __sigpause(mask, 0); }
+#undef sigpause
+WEFT_EXPORT int sigpause(int sig) { return __sigpause(sig, 1); }

@@ -1,5 +1,5 @@
 // signal_wait_test.c - signals taken without handlers: sigwait, sigwaitinfo,
-// sigtimedwait, signalfd, and sigsuspend and pause, with exact queue counts.
+// sigtimedwait, signalfd, and sigsuspend, sigpause and pause, with exact queue counts.
 //
 // Invariant: the waited signals are blocked in every thread before the first is sent.
 // Callers:   run natively and under LD_PRELOAD; uses io.h only.
@@ -230,6 +230,7 @@ struct pong {
     pthread_t peer;
     atomic_int hits;
     int rounds, serve;
+    int (*wait)(const sigset_t *open);
     struct gate ready;
 };
 
@@ -253,7 +254,7 @@ static void *suspend_main(void *arg)
     for (int i = 1; i <= p->rounds; i++) {
         if (p->serve) MUST(pthread_kill(p->peer, SIGUSR1) == 0);
         while (p->hits < i) {  // blocked between the test and the wait: no race
-            CHECK_FAILS(sigsuspend(&open), EINTR);
+            CHECK_FAILS(p->wait(&open), EINTR);
         }
         sigset_t now;
         pthread_sigmask(SIG_SETMASK, NULL, &now);
@@ -265,13 +266,13 @@ static void *suspend_main(void *arg)
     return NULL;
 }
 
-// Two threads play ball with sigsuspend and pthread_kill: one lost signal hangs it.
-static void sigsuspend_ping_pong(void)
+// Two threads play ball with pthread_kill: one lost signal hangs it.
+static void ping_pong(int (*wait)(const sigset_t *open))
 {
     struct sigaction old = set_handler(SIGUSR1, on_pong, 0);
     mask_signal(SIG_BLOCK, SIGUSR1);
-    struct pong p[2] = {{.rounds = 500, .serve = 1, .ready = GATE_INIT},
-                        {.rounds = 500, .ready = GATE_INIT}};
+    struct pong p[2] = {{.rounds = 500, .serve = 1, .wait = wait, .ready = GATE_INIT},
+                        {.rounds = 500, .wait = wait, .ready = GATE_INIT}};
     pthread_t t[2];
     for (int i = 0; i < 2; i++) {
         t[i] = spawn(suspend_main, &p[i]);
@@ -287,6 +288,37 @@ static void sigsuspend_ping_pong(void)
     }
     mask_signal(SIG_UNBLOCK, SIGUSR1);
     sigaction(SIGUSR1, &old, NULL);
+}
+
+static void sigsuspend_ping_pong(void)
+{
+    ping_pong(sigsuspend);
+}
+
+int bsd_sigpause(int mask) __asm__("sigpause");
+int xpg_sigpause(int sig) __asm__("__xpg_sigpause");
+
+static int by_signal(const sigset_t *open)
+{
+    (void)open;  // what it blocks, but for the one
+    return xpg_sigpause(SIGUSR1);
+}
+
+static int by_mask(const sigset_t *open)
+{
+    int mask;
+    memcpy(&mask, open, sizeof mask);
+    return bsd_sigpause(mask);
+}
+
+// They were libc's own, which change the mask of the kernel thread only: the first hung, and
+// the signal stayed in the thread's mask.
+static void sigpause_ping_pong(void)
+{
+    ping_pong(by_signal);
+    ping_pong(by_mask);
+    CHECK_FAILS(xpg_sigpause(0), EINVAL);
+    CHECK_FAILS(xpg_sigpause(65), EINVAL);
 }
 
 static void *pause_main(void *arg)
@@ -390,6 +422,7 @@ static const struct CMUnitTest tests[] = {
     T(sigtimedwait_times_out),
     T(another_signals_handler_is_eintr),
     T(sigsuspend_ping_pong),
+    T(sigpause_ping_pong),
     T(pause_ends_with_eintr),
     T(signalfd_and_directed_signals),
 };
