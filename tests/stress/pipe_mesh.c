@@ -139,8 +139,9 @@ int main(int argc, char **argv)
     WAIT_UNTIL(alive == 0);
     long in = 0, out = 0;
     for (int i = 0; i < NODES * OUT; i++) close(ch[i].fd[1]);
+    // Counted once all are done: a writer counts after its write, which others then overtake.
+    for (int i = 0; i < NODES * OUT; i++) join(t[i]);
     for (int i = 0; i < NODES * OUT; i++) {
-        join(t[i]);
         close(ch[i].fd[0]);
         in += ch[i].in;
         out += ch[i].out;
