@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 
+#include "sched/asleep.h"
 #include "sched/polldesc.h"
 
 namespace weft {
@@ -217,6 +218,7 @@ void netpoll_after_fork() {
   sleeping.store(false, std::memory_order_relaxed);
   n_done.store(n_begun.load(std::memory_order_relaxed), std::memory_order_relaxed);
   init_lock.reset();
+  asleep_after_fork();
   polldesc_after_fork();
 }
 
@@ -256,11 +258,13 @@ bool netpoll_enabled() { return !off.load(std::memory_order_relaxed); }
 
 bool netpoll_owns(int fd) {
   return fd >= 0 && (fd == ep_fd.load(std::memory_order_relaxed) ||
-                     fd == ev_fd.load(std::memory_order_relaxed) || polldesc_is_orphan(fd));
+                     fd == ev_fd.load(std::memory_order_relaxed) || polldesc_is_orphan(fd) ||
+                     asleep_owns(fd));
 }
 
 int netpoll_next_owned(int from) {
   int best = polldesc_next_orphan(from);
+  if (int fd = asleep_next_owned(from); fd < best) best = fd;
   for (auto* n : {&ep_fd, &ev_fd}) {
     int fd = n->load(std::memory_order_relaxed);
     if (fd >= from && fd < best) best = fd;
@@ -302,6 +306,7 @@ void netpoll_make_room(int fd) {
     if (to >= 0) n->store(to, std::memory_order_release);
   }
   init_lock.unlock();
+  asleep_make_room(fd);
   if (g != nullptr) engine_exit(g);
 }
 

@@ -17,9 +17,9 @@
 // lost its core ("running").
 #include "sched/sysmon.h"
 
-#include <fcntl.h>
 #include <sys/prctl.h>
 
+#include "sched/asleep.h"
 #include "sched/fair.h"
 #include "sched/netpoll.h"
 #include "sched/syscall.h"
@@ -37,24 +37,6 @@ constexpr uint64_t kStillNs = 5'000;
 constexpr uint64_t kPollNs = 10'000'000;
 constexpr uint64_t kAskAgainNs = 1'000'000;  // a refused preemption is asked for again
 constexpr uint64_t kDeepAfterNs = 1'000'000'000;
-
-// True if the kernel thread sleeps in a system call.
-bool asleep_in_kernel(int tid) {
-  char path[48] = "/proc/self/task/";
-  size_t n = 16;
-  char digits[12];
-  int d = 0;
-  for (int v = tid; v > 0; v /= 10) digits[d++] = static_cast<char>('0' + v % 10);
-  while (d > 0) path[n++] = digits[--d];
-  for (const char* s = "/syscall"; *s != 0; s++) path[n++] = *s;
-  path[n] = 0;
-  long fd = sys_call(SYS_openat, AT_FDCWD, sys_arg(&path[0]), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return false;
-  char buf[8];
-  long got = sys_call(SYS_read, fd, sys_arg(&buf[0]), sizeof buf);
-  sys_call(SYS_close, fd);
-  return got > 0 && buf[0] >= '0' && buf[0] <= '9';
-}
 
 // CPU time of a kernel thread, by the clock id that its tid encodes (clock_getres(2)).
 uint64_t cpu_time_ns(int tid) {
@@ -103,13 +85,13 @@ bool check_hidden(P* p, M* m, G* g, uint64_t now) {
   if (!sched.membarrier || now - p->hidden_since_ns < kHiddenNs) return false;
   p->hidden_since_ns = now;
   if (g->engine.load(std::memory_order_relaxed) != 0) return false;
-  // It computes if its CPU time moves. Only otherwise look into /proc, which takes the
-  // lowest free descriptor of the program for a moment.
-  uint64_t cpu = cpu_time_ns(m->tid.load(std::memory_order_relaxed));
+  // It computes if its CPU time moves. Only otherwise look into /proc (asleep.h).
+  int tid = m->tid.load(std::memory_order_relaxed);
+  uint64_t cpu = cpu_time_ns(tid);
   bool moved = cpu > p->seen_cpu_ns + kStillNs || cpu < p->seen_cpu_ns;
   p->seen_cpu_ns = cpu;
   if (moved) return false;
-  if (!asleep_in_kernel(m->tid.load(std::memory_order_relaxed))) return false;
+  if (!asleep_in_kernel(m->id, tid)) return false;
   if (!retake_hidden(p, m, g)) return false;
   sched.n_hidden.fetch_add(1, std::memory_order_relaxed);
   hand_off_p(p);
@@ -147,7 +129,7 @@ bool check_p(P* p, uint64_t now) {
   // Only while it computes: a call that we cannot see and that it has just gone to sleep
   // in would end with EINTR. Off its core is not asleep: it may be us who took the core.
   int tid = m->tid.load(std::memory_order_relaxed);
-  if (!on_core_now(tid) && asleep_in_kernel(tid)) return false;
+  if (!on_core_now(tid) && asleep_in_kernel(m->id, tid)) return false;
   if (!over) {
     p->looks++;
     host_preempt(m, true);

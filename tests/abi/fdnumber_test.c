@@ -351,6 +351,63 @@ static void first_thread_without_a_free_number(void)
     CHECK_CHILD_OK(in_child(first_body));
 }
 
+// A thread that blocks where no entry point is passed, again and again, is looked for
+// by whoever runs the threads. The looker took the lowest number each time, for a moment;
+// it may once for each of its few kernel threads, not for each block.
+struct unseen {
+    int p[2], lowest;
+    atomic_int stop, taken;
+};
+
+static long inline_read(int fd, void *buf, long n)
+{
+    long r;
+    __asm__ volatile("syscall" : "=a"(r) : "a"(SYS_read), "D"(fd), "S"(buf), "d"(n)
+                     : "rcx", "r11", "memory");
+    return r;
+}
+
+static void *blocks_unseen(void *arg)
+{
+    struct unseen *u = arg;
+    char c;
+    while (inline_read(u->p[0], &c, 1) == 1 && c != 'q') sched_yield();
+    return NULL;
+}
+
+static void *opens_and_closes(void *arg)
+{
+    struct unseen *u = arg;
+    int was = u->lowest;
+    while (!u->stop) {
+        int got = dup(0);
+        if (got != u->lowest && was == u->lowest) u->taken++;
+        was = got;
+        close(got);
+    }
+    return NULL;
+}
+
+static void blocked_threads_take_no_number(void)
+{
+    struct unseen u = {.p = {0}};
+    make_pair(u.p);
+    u.lowest = lowest_free();
+    pthread_t a = spawn(blocks_unseen, &u);
+    pthread_t b = spawn(opens_and_closes, &u);
+    for (int i = 0; i < 8000; i++) {
+        MUST(write(u.p[1], "x", 1) == 1);
+        usleep(50);
+    }
+    u.stop = 1;
+    MUST(write(u.p[1], "q", 1) == 1);
+    join(a);
+    join(b);
+    CHECK(u.taken <= 20);  // it was 180 to 800
+    close(u.p[0]);
+    close(u.p[1]);
+}
+
 static const struct CMUnitTest tests[] = {
     T(lowest_number_before_and_after_threads),
     T(nothing_survives_exec),
@@ -358,6 +415,7 @@ static const struct CMUnitTest tests[] = {
     T(high_numbers_belong_to_the_program),
     T(threads_work_without_a_free_number),
     T(first_thread_without_a_free_number),
+    T(blocked_threads_take_no_number),
 };
 
 int main(int argc, char **argv)
