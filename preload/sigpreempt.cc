@@ -18,6 +18,7 @@
 #include "preload/signals.h"
 #include "preload/thread.h"
 #include "sched/fair.h"
+#include "sched/spinwait.h"
 #undef p_type  // <resolv.h>, by way of thread.h, renames it
 
 namespace weft {
@@ -117,18 +118,22 @@ bool preempt_look(G* g, const ucontext_t* uc) {
 }
 
 // On g's stack, in the moved frame, with every signal blocked in the kernel.
-void preempt_here(int, siginfo_t*, void* uc) {
+void preempt_here(int, siginfo_t*, void* ucv) {
   G* g = t_g;
+  auto* uc = static_cast<ucontext_t*>(ucv);
   int saved = errno;
+  bool in_vain = spin_preempted(g, static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RIP]));
   g->m->kmask = kMaskNoG;  // before anything that can switch
   engine_enter(g);
   if (g->m->p != nullptr) {
     sched.n_preempts.fetch_add(1, std::memory_order_relaxed);
+    if (in_vain) sys_sched_yield();
     yield(true);
   }
   if (g->m->kmask == kMaskNoG) host_sync_signals(g->m, g);
-  frame_forget_stack(static_cast<ucontext_t*>(uc));
+  frame_forget_stack(uc);
   engine_exit(g);
+  spin_resumed(g);
   errno = saved;
 }
 

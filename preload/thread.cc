@@ -24,6 +24,7 @@
 #include "preload/tls_modules.h"
 #include "preload/wire.h"
 #include "sched/cpuclock.h"
+#include "sched/spinwait.h"
 #include "sched/stack.h"
 
 extern "C" {
@@ -151,6 +152,7 @@ void prepare_thread(G* g) {
   g->spins.store(0, std::memory_order_relaxed);
   t->look.slice = 0;
   g->ready_tsc = 0;
+  spin_reset(g);
 }
 
 G* g_of(pthread_t pt) {

@@ -2,6 +2,7 @@
 #include "sched/fair.h"
 
 #include "sched/netpoll.h"
+#include "sched/spinwait.h"
 #include "sched/sysmon.h"
 
 namespace weft {
@@ -80,6 +81,7 @@ bool look_is_due(const P* p, const G* g, uint64_t now) { return next_look(p, g) 
 uint64_t fair_delay(uint64_t now) {
   if (sched.preempt_ms == 0 || sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kNever;
   uint64_t delay = netpoll_waiters() ? kShareNs : kNever;
+  if (uint64_t spin = spin_delay(now); spin < delay) delay = spin;
   for (uint32_t i = 0; i < sched.procs; i++) {
     const P* p = &sched.p[i];
     uint64_t due = p->timers.earliest();

@@ -73,6 +73,11 @@ struct alignas(kCacheLine) G {
   bool fresh = true;                // the slot has no TLS yet
   std::atomic<uint8_t> spins{0};    // saturating: how often it was found waiting in a loop (fair.h)
 
+  // --- waiting by spinning (spinwait.h)
+  std::atomic<uint32_t> spin_marks{0};   // written by this G, read by sysmon
+  std::atomic<uint64_t> probe_tsc{0};    // when kAttProbe was set
+  uint64_t quiet_tsc = 0;           // how long it had made no call when it was preempted; 0: it had
+
   // --- signals, virtualised by preload/ (kernel bit order)
   uint64_t sigmask = 0;
   uint32_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
@@ -103,6 +108,7 @@ enum Attention : uint32_t {
   kAttPreempt = 4,  // its slice is over
   kAttModules = 8,  // it called dlopen or dlclose
   kAttBreak = 32,   // with kAttCancel: no wait at all is to begin
+  kAttProbe = 64,   // has it made a call since? (spinwait.h); nothing waits for it
   kAttWire = 16,    // another thread asked for native scheduling of it (preload/wire.h)
 };
 

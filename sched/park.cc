@@ -23,7 +23,7 @@ void fire_sleep(Timer* t) {
 }  // namespace
 
 Reason park(G* g) {
-  uint32_t bits = g->attention.load(std::memory_order_relaxed);
+  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~uint32_t{kAttProbe};
   if (WEFT_UNLIKELY(bits != 0) &&
       (g->interruptible.load(std::memory_order_relaxed) || (bits & kAttBreak) != 0)) {
     // A signal or a cancel came before we published: do not sleep on it. If the claim is

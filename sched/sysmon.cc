@@ -22,6 +22,7 @@
 #include "sched/asleep.h"
 #include "sched/fair.h"
 #include "sched/netpoll.h"
+#include "sched/spinwait.h"
 #include "sched/syscall.h"
 #include "sched/watch.h"
 
@@ -58,6 +59,11 @@ uint64_t last_tick_ns;
 
 bool others_wait(const P* p) {
   return p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
+}
+
+// Every P is busy, and somebody waits for what comes from outside the process.
+bool outside_waits() {
+  return sched.n_idle_p.load(std::memory_order_relaxed) == 0 && netpoll_waiters();
 }
 
 // In a system call for long: worth taking only if somebody could use the P.
@@ -117,6 +123,7 @@ bool check_p(P* p, uint64_t now) {
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = now;
+    if (s == GState::kRunning && (others_wait(p) || outside_waits())) spin_look(g, now);
     return false;
   }
   if (s != GState::kRunning) return false;
@@ -124,7 +131,8 @@ bool check_p(P* p, uint64_t now) {
   if (sched.preempt_ms == 0) return false;
   bool slice_over = others_wait(p) && now > p->slice_since_ns &&
                     now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
-  bool over = slice_over || share_is_over(p, now);
+  bool spins = (others_wait(p) || outside_waits()) && spin_look(g, now);
+  bool over = slice_over || spins || share_is_over(p, now);
   if (!over && !look_is_due(p, g, now)) return false;
   // Only while it computes: a call that we cannot see and that it has just gone to sleep
   // in would end with EINTR. Off its core is not asleep: it may be us who took the core.
@@ -154,10 +162,15 @@ bool run_timers(uint64_t now) {
   return fired;
 }
 
+// How long after the last look at the netpoller it is sysmon's turn.
+uint64_t poll_after(uint64_t now) {
+  if (sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kPollNs;
+  return spin_going_on(now) ? kSpinLookNs : kShareNs;
+}
+
 bool poll_descriptors(uint64_t now) {
   uint64_t last = sched.last_poll_ns.load(std::memory_order_relaxed);
-  bool busy = sched.n_idle_p.load(std::memory_order_relaxed) == 0;
-  if (!netpoll_waiters() || last == 0 || now < last + (busy ? kShareNs : kPollNs)) return false;
+  if (!netpoll_waiters() || last == 0 || now < last + poll_after(now)) return false;
   if (!sched.last_poll_ns.compare_exchange_strong(last, now, std::memory_order_relaxed))
     return false;
   GList gs = netpoll(0);

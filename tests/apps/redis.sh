@@ -32,6 +32,4 @@ serves() { # MODE IO_THREADS
 
 requests=5000
 run_case plain req/s serves 1
-# Main and the I/O thread spin for each other: on one P every batch costs two time slices.
-[ "${WEFT_PROCS:-}" != 1 ] || requests=500
 run_case io_threads_2 req/s serves 2
