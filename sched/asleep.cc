@@ -1,11 +1,12 @@
 // asleep.cc - see asleep.h.
 //
-// A table of kSlots files, an M's by its number; more Ms than that share slots and pay an
-// open each time they alternate. Every close() of the program asks asleep_owns: `lowest`
-// answers for nearly all of them.
+// kSlots high numbers are taken at once, at the first need or with netpoll's two, whichever
+// comes first: a program that lists its descriptors before and after finds as many. The file
+// of an M comes to stand under one of them, by the M's number; more Ms share a slot and pay an
+// open each time they alternate. A slot without a number (the program has taken it, or may
+// open few files) keeps nothing.
 #include "sched/asleep.h"
 
-#include <errno.h>
 #include <fcntl.h>
 
 #include "sched/lock.h"
@@ -14,18 +15,19 @@
 namespace weft {
 namespace {
 
-constexpr uint32_t kSlots = 16;
-constexpr int kKeepFrom = 256;  // a lower number: the program may open few, so none is kept
+constexpr uint32_t kSlots = 8;
+constexpr int kKeepFrom = 256;  // a lower number: the program may open few
 
 struct Slot {
   std::atomic<int> fd{-1};  // changes under slots_lock
-  int tid = 0;              // sysmon only
+  int tid = 0;              // whose file stands there; sysmon only
 };
 Slot slots[kSlots];
 Lock slots_lock;            // leaf
-std::atomic<int> lowest{__INT_MAX__};  // no number kept here was ever below it
+std::atomic<bool> reserved{false};
+std::atomic<int> lowest{__INT_MAX__};  // no number kept here is below it
 
-int open_status(int tid) {
+long open_status(int tid) {
   char path[48] = "/proc/self/task/";
   size_t n = 16;
   char digits[12];
@@ -34,40 +36,53 @@ int open_status(int tid) {
   while (d > 0) path[n++] = digits[--d];
   for (const char* s = "/syscall"; *s != 0; s++) path[n++] = *s;
   path[n] = 0;
-  long low = sys_call(SYS_openat, AT_FDCWD, sys_arg(&path[0]), O_RDONLY | O_CLOEXEC);
-  if (low < 0) return static_cast<int>(low);
-  int high = netpoll_high_dup(static_cast<int>(low));
-  sys_call(SYS_close, low);
-  return high;
+  return sys_call(SYS_openat, AT_FDCWD, sys_arg(&path[0]), O_RDONLY | O_CLOEXEC);
 }
 
-// The slot's file becomes fd; -1: none.
-void replace(Slot& s, int fd) {
-  slots_lock.lock();
-  int was = s.fd.load(std::memory_order_relaxed);
-  s.fd.store(fd, std::memory_order_relaxed);
-  if (fd >= 0 && fd < lowest.load(std::memory_order_relaxed))
-    lowest.store(fd, std::memory_order_relaxed);
-  // Under the lock: a dup2 to the number waits in asleep_make_room until it is free.
-  if (was >= 0) sys_call(SYS_close, was);
-  slots_lock.unlock();
+bool says_asleep(int fd, long* got) {
+  char buf[8];
+  *got = sys_call(SYS_pread64, fd, sys_arg(&buf[0]), sizeof buf, 0);
+  return *got > 0 && buf[0] >= '0' && buf[0] <= '9';
 }
 
 }  // namespace
 
 bool asleep_in_kernel(uint32_t m_id, int tid) {
   Slot& s = slots[m_id % kSlots];
-  if (s.tid != tid || s.fd.load(std::memory_order_relaxed) < 0) {
-    int fd = open_status(tid);
-    replace(s, fd < 0 ? -1 : fd);
-    s.tid = tid;
-    if (fd < 0) return false;
+  long got = 0;
+  if (s.tid == tid) {
+    int fd = s.fd.load(std::memory_order_relaxed);
+    bool asleep = fd >= 0 && says_asleep(fd, &got);
+    if (got > 0) return asleep;
   }
-  char buf[8];
+  long low = open_status(tid);
+  if (low < 0) return false;
+  asleep_reserve(static_cast<int>(low));
+  slots_lock.lock();
+  // Under the lock: asleep_make_room knows that the number is not ours afterwards.
   int fd = s.fd.load(std::memory_order_relaxed);
-  long got = sys_call(SYS_pread64, fd, sys_arg(&buf[0]), sizeof buf, 0);
-  if (got <= 0 || fd < kKeepFrom) replace(s, -1);  // not positive: the thread has ended
-  return got > 0 && buf[0] >= '0' && buf[0] <= '9';
+  bool kept = fd >= 0 && sys_call(SYS_dup3, low, fd, O_CLOEXEC) == fd;
+  slots_lock.unlock();
+  s.tid = kept ? tid : 0;
+  bool asleep = says_asleep(static_cast<int>(low), &got);
+  sys_call(SYS_close, low);
+  return asleep;
+}
+
+void asleep_reserve(int some_fd) {
+  if (reserved.load(std::memory_order_relaxed)) return;
+  Hold hold(slots_lock);
+  if (reserved.load(std::memory_order_relaxed)) return;
+  reserved.store(true, std::memory_order_relaxed);
+  for (Slot& s : slots) {
+    int fd = netpoll_high_dup(some_fd);
+    if (fd < kKeepFrom) {
+      if (fd >= 0) sys_call(SYS_close, fd);
+      return;
+    }
+    if (fd < lowest.load(std::memory_order_relaxed)) lowest.store(fd, std::memory_order_relaxed);
+    s.fd.store(fd, std::memory_order_relaxed);
+  }
 }
 
 bool asleep_owns(int fd) {
@@ -85,13 +100,12 @@ int asleep_next_owned(int from) {
 }
 
 void asleep_make_room(int fd) {
-  slots_lock.lock();
+  Hold hold(slots_lock);
   for (Slot& s : slots)
     if (s.fd.load(std::memory_order_relaxed) == fd) {
       s.fd.store(-1, std::memory_order_relaxed);
       sys_call(SYS_close, fd);
     }
-  slots_lock.unlock();
 }
 
 void asleep_after_fork() {
@@ -100,6 +114,7 @@ void asleep_after_fork() {
     s.fd.store(-1, std::memory_order_relaxed);
     s.tid = 0;
   }
+  reserved.store(false, std::memory_order_relaxed);
   lowest.store(__INT_MAX__, std::memory_order_relaxed);
   slots_lock.reset();
 }

@@ -18,6 +18,8 @@ namespace weft {
 
 // True if kernel thread `tid`, that of M number `m_id`, sleeps in a system call.
 bool asleep_in_kernel(uint32_t m_id, int tid);
+// Takes the numbers for the files kept here, unless it is done; any open file will do.
+void asleep_reserve(int some_fd);
 // One of the descriptors kept here.
 bool asleep_owns(int fd);
 // The lowest of them that is >= from; INT_MAX: none.

@@ -89,6 +89,7 @@ int make() {
   }
   Event e = {kEvIn, kBreakData};
   sys_call(SYS_epoll_ctl, ep, EPOLL_CTL_ADD, ev, sys_arg(&e));
+  asleep_reserve(ev);
   ev_fd.store(ev, std::memory_order_relaxed);
   ep_fd.store(ep, std::memory_order_release);
   // Whoever sleeps on the word comes back and finds epoll.
