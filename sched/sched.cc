@@ -421,6 +421,19 @@ void sleep_in_netpoll(M* m) {
   wake_p();
 }
 
+// Without a P: sleeps in the netpoller unless another M does or nothing is waited for. An
+// event that readies nobody, or a break, does not end the watch: the M that went idle while
+// we were on our way back saw last_poll_ns 0 and has stopped. It gave its P up before that
+// (seq_cst on both), so either it sees our time stamp or we see its P. With no P idle, those
+// who have them look.
+void watch(M* m) {
+  while ((netpoll_waiters() || earliest_timer() != kNever) &&
+         sched.last_poll_ns.exchange(0, std::memory_order_seq_cst) != 0) {
+    sleep_in_netpoll(m);
+    if (m->p != nullptr || sched.n_idle_p.load(std::memory_order_seq_cst) == 0) return;
+  }
+}
+
 G* find_runnable(M* m) {
   for (;;) {
     P* p = m->p;
@@ -467,12 +480,8 @@ G* find_runnable(M* m) {
         continue;
       }
     }
-    if ((netpoll_waiters() || earliest_timer() != kNever) &&
-        sched.last_poll_ns.exchange(0, std::memory_order_seq_cst) != 0) {
-      sleep_in_netpoll(m);
-      if (m->p != nullptr) continue;
-    }
-    stop_m(m);
+    watch(m);
+    if (m->p == nullptr) stop_m(m);
   }
 }
 

@@ -112,6 +112,33 @@ ON_PROCS(one_edge_serves_all_takers) {
   cr_assert(netpoll_repaired() == 0);
 }
 
+// An edge on a descriptor that nobody waits for ended the sleep of the M in the netpoller, which
+// then stopped. The waits that were left were found by sysmon every 10 ms, and once it slept
+// deep by nobody: git clone hung in a read of its pipe.
+ON_PROCS(an_event_for_nobody_does_not_end_the_watch) {
+  boot(procs);
+  int a[2], b[2];
+  cr_assert(pipe(a) == 0 && pipe(b) == 0);
+  Latch done(1);
+  go([&] {
+    EXPECT(take_byte(b[0]) == 'b');  // registered from here on
+    EXPECT(take_byte(a[0]) == 'a');
+    done.done();
+  });
+  auto watched = [] { return sched.last_poll_ns.load() == 0; };
+  cr_assert(wait_until([&] { return someone_waits(b[0]); }));
+  put(b[1], "b");
+  cr_assert(wait_until([&] { return someone_waits(a[0]) && watched(); }));
+  for (int i = 0; i < 20; i++) {
+    uint64_t before = netpoll_stats().polls;
+    put(b[1], "n");
+    cr_assert(wait_until([&] { return netpoll_stats().polls != before && watched(); }), "event %d", i);
+  }
+  put(a[1], "a");
+  done.wait();
+  cr_assert(fake::failures() == 0);
+}
+
 ON_PROCS(hang_up_wakes_all) {
   boot(procs);
   int p[2];
