@@ -91,8 +91,6 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc);
 // ---- sigpreempt.cc
 void preempt_boot();
 bool preempt_safe(const G* g, const ucontext_t* uc);
-// Notes how g, which is interrupted here, is found; true if it waits in a loop (fair.h).
-bool preempt_look(G* g, const ucontext_t* uc);
 void preempt_here(int sig, siginfo_t* info, void* uc);
 
 // ---- sigsend.cc

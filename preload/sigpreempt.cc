@@ -17,7 +17,6 @@
 #include "preload/sigframe.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
-#include "sched/fair.h"
 #include "sched/spinwait.h"
 #undef p_type  // <resolv.h>, by way of thread.h, renames it
 
@@ -55,32 +54,6 @@ int note_range(dl_phdr_info* info, size_t, void*) {
   return 0;
 }
 
-// Found twice in a slice within a few instructions, and no register changed but one, the
-// count of rounds: a wait. Loops that compute change an operand and a sum, an index and
-// a pointer, or vector registers.
-constexpr uint64_t kLoopBytes = 64;
-constexpr int kMayChange = 1;
-
-SpinLook look_at(const P* p, const ucontext_t* uc) {
-  SpinLook l;
-  const auto& regs = uc->uc_mcontext;
-  l.slice = (uint64_t{p->tick.load(std::memory_order_relaxed)} << 32 | p->id) + 1;
-  l.pc = static_cast<uint64_t>(regs.gregs[REG_RIP]);
-  for (int i = 0; i < 15; i++)  // r8 to rcx; rsp is the same
-    l.gregs[i] = static_cast<uint16_t>(static_cast<uint64_t>(regs.gregs[i]) * 0x9e3779b97f4a7c15u >> 48);
-  if (regs.fpregs != nullptr)
-    for (const auto& x : regs.fpregs->_xmm)
-      for (uint32_t e : x.element) l.vectors = (l.vectors ^ e) * 0x9e3779b1u;
-  return l;
-}
-
-bool same_wait(const SpinLook& a, const SpinLook& b) {
-  int changed = 0;
-  for (int i = 0; i < 15; i++) changed += a.gregs[i] != b.gregs[i];
-  return changed <= kMayChange && a.vectors == b.vectors &&
-         a.pc - b.pc + kLoopBytes <= 2 * kLoopBytes;
-}
-
 }  // namespace
 
 void preempt_boot() {
@@ -106,17 +79,6 @@ bool preempt_safe(const G* g, const ucontext_t* uc) {
   return sp <= r.hi && sp > r.lo && sp - r.lo > frame_bytes(uc) + kStackLeft;
 }
 
-bool preempt_look(G* g, const ucontext_t* uc) {
-  const P* p = g->m->p;
-  if (p == nullptr || !preempt_safe(g, uc)) return false;
-  SpinLook now = look_at(p, uc), last = thread_of(g)->look;
-  thread_of(g)->look = now;
-  if (last.slice != now.slice) return false;  // the first in this slice
-  bool waits = same_wait(last, now);
-  note_spin(g, waits);
-  return waits;
-}
-
 // On g's stack, in the moved frame, with every signal blocked in the kernel.
 void preempt_here(int, siginfo_t*, void* ucv) {
   G* g = t_g;
@@ -137,10 +99,10 @@ void preempt_here(int, siginfo_t*, void* ucv) {
   errno = saved;
 }
 
-void host_preempt(M* m, bool look) {
+void host_preempt(M* m) {
   G* g = m->curg.load(std::memory_order_acquire);
   if (g == nullptr || g->wired) return;
-  (look ? m->look_due : m->preempt_due).store(true, std::memory_order_relaxed);  // before sent_begin's fetch_or
+  m->preempt_due.store(true, std::memory_order_relaxed);  // before sent_begin's fetch_or
   if (!sent_begin(m, g, kSentUrg, true)) return;
   send_poke(m, kSoft);
 }

@@ -239,9 +239,7 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
   M* m = g->m;
   m->sent.fetch_and(sig == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
   bool preempt = m->preempt_due.exchange(false, std::memory_order_relaxed);
-  bool look = m->look_due.exchange(false, std::memory_order_relaxed);
   if (g->is_g0) return;
-  if (look && g->engine.load(std::memory_order_relaxed) == 0 && preempt_look(g, uc)) preempt = true;
   if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc))) {
     sched.n_refused.fetch_add(1, std::memory_order_relaxed);
     // It yields at its next way out of the engine; sysmon asks again as well.

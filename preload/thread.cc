@@ -149,8 +149,6 @@ void prepare_thread(G* g) {
   g->wired = false;
   g->wait = Wait::kNone;
   g->wake_habit = 0;
-  g->spins.store(0, std::memory_order_relaxed);
-  t->look.slice = 0;
   g->ready_tsc = 0;
   spin_reset(g);
 }

@@ -26,14 +26,6 @@ struct PendingSet {
   void* head = nullptr;                  // oldest first; guarded by lock
 };
 
-// How a thread was found when it was looked at last; sigpreempt.cc.
-struct SpinLook {
-  uint64_t slice = 0;       // the slice it was in
-  uint64_t pc = 0;
-  uint16_t gregs[15] = {};  // hashes
-  uint32_t vectors = 0;
-};
-
 struct Thread {
   G* g = nullptr;
   void* (*start)(void*) = nullptr;
@@ -60,7 +52,6 @@ struct Thread {
   bool sig_no_restart = false;           // one of them had no SA_RESTART
   bool mask_saved = false;               // saved_mask comes back as the first handler returns
   uint64_t saved_mask = 0;
-  SpinLook look;
   // --- attributes as pthread_getattr_np tells them
   size_t stack_bytes = 0;
   size_t guard_bytes = 0;

@@ -63,21 +63,6 @@ bool share_is_over(const P* p, uint64_t now) {
          now - p->slice_before_ns >= kShareNs;
 }
 
-namespace {
-
-// When the next look at g is due, if others wait; kNever: not in this slice.
-uint64_t next_look(const P* p, const G* g) {
-  if (p->looks == kLooks ||
-      (!p_has_work(p) && sched.globq_n.load(std::memory_order_relaxed) == 0))
-    return kNever;
-  bool soon = g->spins.load(std::memory_order_relaxed) != 0;
-  return p->slice_before_ns + (p->looks + 1u) * (soon ? kLookSoonNs : kLookNs);
-}
-
-}  // namespace
-
-bool look_is_due(const P* p, const G* g, uint64_t now) { return next_look(p, g) <= now; }
-
 uint64_t fair_delay(uint64_t now) {
   if (sched.preempt_ms == 0 || sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kNever;
   uint64_t delay = netpoll_waiters() ? kShareNs : kNever;
@@ -89,10 +74,6 @@ uint64_t fair_delay(uint64_t now) {
     if (p->woke.load(std::memory_order_relaxed) && p_has_work(p) &&
         p->slice_before_ns + kShareNs < due)
       due = p->slice_before_ns + kShareNs;
-    const M* m = p->m.load(std::memory_order_acquire);  // never freed, like its Gs
-    const G* g = m == nullptr ? nullptr : m->curg.load(std::memory_order_acquire);
-    if (g != nullptr)
-      if (uint64_t look = next_look(p, g); look < due) due = look;
     if (due == kNever) continue;
     uint64_t left = due > now + kTimerGraceNs ? due - now : kTimerGraceNs;  // never a busy loop
     if (left < delay) delay = left;

@@ -71,7 +71,6 @@ struct alignas(kCacheLine) G {
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
   bool fresh = true;                // the slot has no TLS yet
-  std::atomic<uint8_t> spins{0};    // saturating: how often it was found waiting in a loop (fair.h)
 
   // --- waiting by spinning (spinwait.h)
   std::atomic<uint32_t> spin_marks{0};   // written by this G, read by sysmon

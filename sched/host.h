@@ -43,9 +43,8 @@ void host_attention(G* g);
 // The M of a wired G that has ended: end this kernel thread. g0 stack.
 [[noreturn]] void host_end_thread();
 
-// Asks m to interrupt its G at a safe point: its slice is over, or only (`look`) if it is
-// found waiting in a loop (fair.h). Any thread. May be lost.
-void host_preempt(M* m, bool look);
+// Asks m to interrupt its G at a safe point (its slice is over); any thread. May be lost.
+void host_preempt(M* m);
 
 // Once a sysmon tick, on its thread.
 void host_tick(uint64_t now_ns);

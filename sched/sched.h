@@ -80,7 +80,6 @@ struct alignas(kCacheLine) P {
   std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
   // --- sysmon only
   uint32_t seen_tick = 0;
-  uint8_t looks = 0;                     // at the G of this slice (fair.h)
   uint64_t slice_before_ns = 0;          // the tick before the slice was noticed
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
   uint64_t seen_cpu_ns = 0;
@@ -110,7 +109,6 @@ struct alignas(kCacheLine) M {
   // kernel waits until they have landed, so that they interrupt no call (syscall.h).
   std::atomic<uint32_t> sent{0};
   std::atomic<bool> preempt_due{false};  // one of them says that the slice is over
-  std::atomic<bool> look_due{false};     // one of them asks whether the G waits in a loop
   uint64_t kmask = kMaskNoG;             // the G mask that the kernel holds for this M
   // --- processor time (cpuclock.h); own M
   G* cpu_g = nullptr;                    // whom it runs for

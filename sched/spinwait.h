@@ -10,8 +10,6 @@
 //    time of its slice, so it is taken for one only once in a hundred slices, and two in a
 //    row are asked for;
 //  - or stopped beside a pause instruction, which stands in loops of this kind only.
-// (A loop that changes no register but one is found at once by fair.h's looks; redis's walk
-// over a table of counters is not.)
 // A recognised G is preempted as soon as it has been quiet for kSpinLookNs while others
 // wait, and keeps its P as long as it makes calls. Each such preemption takes away one
 // of its marks, so a G that was taken for one by mistake is rid of it after some ms.

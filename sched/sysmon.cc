@@ -5,8 +5,8 @@
 //  2. the netpoller, if nobody looked for 10 ms;
 //  3. Ps whose G has sat in one system call for a tick or 20 us, while others want to run,
 //     are retaken; so are Ps whose M sleeps in a call that we cannot see;
-//  4. Ps whose G has run longer than its slice while others wait, or is found waiting in a
-//     loop (fair.h): host_preempt;
+//  4. Ps whose G has run longer than its slice while others wait, or waits by spinning
+//     (spinwait.h): host_preempt;
 //  5. queued work beside an idle P (the net under the wake habit, sched.cc): wake_p.
 // With every P idle for a second it sleeps until acquire_p wakes it: an idle program
 // costs nothing.
@@ -118,7 +118,6 @@ bool check_p(P* p, uint64_t now) {
     p->seen_tick = tick;
     p->slice_since_ns = now;
     p->slice_before_ns = last_tick_ns;
-    p->looks = 0;
   }
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
@@ -132,21 +131,15 @@ bool check_p(P* p, uint64_t now) {
   bool slice_over = others_wait(p) && now > p->slice_since_ns &&
                     now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
   bool spins = (others_wait(p) || outside_waits()) && spin_look(g, now);
-  bool over = slice_over || spins || share_is_over(p, now);
-  if (!over && !look_is_due(p, g, now)) return false;
+  if (!slice_over && !spins && !share_is_over(p, now)) return false;
   // Only while it computes: a call that we cannot see and that it has just gone to sleep
   // in would end with EINTR. Off its core is not asleep: it may be us who took the core.
   int tid = m->tid.load(std::memory_order_relaxed);
   if (!on_core_now(tid) && asleep_in_kernel(m->id, tid)) return false;
-  if (!over) {
-    p->looks++;
-    host_preempt(m, true);
-    return false;
-  }
   // A refused one is asked for again.
   p->slice_since_ns = now - uint64_t{sched.preempt_ms} * 1'000'000 + kAskAgainNs;
   p->slice_before_ns = now - kShareNs + kAskAgainNs / 4;
-  host_preempt(m, false);
+  host_preempt(m);
   return false;
 }
 
