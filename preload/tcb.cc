@@ -57,6 +57,7 @@ struct Privates {
   uint32_t tid_offset;
   size_t static_below;
   size_t static_align;
+  size_t static_generation;  // of a dtv without dynamic TLS; all ones: unknown
   size_t cancel_offset;  // of the word with libc's cancellation bits; 0: unknown
   size_t robust_offset;  // of struct robust_list_head; 0: unknown
   long robust_futex_offset;
@@ -101,8 +102,11 @@ bool find_robust() {
 }
 
 // Blocks that __tls_get_addr allocated for this thread go; it makes new ones on demand.
+// libc counts the generation up with each library that brings TLS and notes it in the dtv
+// before it hands out a block of that library's.
 void free_dynamic_tls(TcbHead* head) {
   auto* dtv = static_cast<DtvSlot*>(head->dtv);
+  if (WEFT_LIKELY(dtv[0].word == priv.static_generation)) return;
   size_t cap = dtv[-1].word;
   for (size_t i = 1; i <= cap; i++) {
     if (dtv[i].p.to_free == nullptr) continue;
@@ -165,8 +169,11 @@ const char* tcb_probe() {
   priv.t_g_offset = reinterpret_cast<char*>(&t_g) - fs;
   if (!find_robust()) return "this libc keeps its robust list elsewhere";
   find_cancel_word();
-  if (!tls_modules_boot(priv.static_below, offset_desc) || !check_dtv())
+  bool all_static = false;
+  if (!tls_modules_boot(priv.static_below, offset_desc, &all_static) || !check_dtv())
     return "this libc lays thread-local storage out differently";
+  priv.static_generation =
+      all_static ? static_cast<DtvSlot*>(head->dtv)[0].word : ~size_t{0};
   return nullptr;
 }
 

@@ -70,6 +70,7 @@ const char* copy_of(const char* image, size_t bytes) {
 struct Reading {
   Module list[kMaxModules];
   size_t n;
+  bool dynamic = false;  // a library's TLS is not among the static
 };
 std::atomic<uint64_t> next_reading{0};
 uint64_t last_reading;  // guarded by modules_lock
@@ -106,9 +107,12 @@ size_t static_offset(const dl_phdr_info* info) {
 // Under libc's lock against unloading, so images may be read.
 int add_module(dl_phdr_info* info, size_t, void* arg) {
   auto* r = static_cast<Reading*>(arg);
-  if (info->dlpi_tls_modid == 0 || r->n == kMaxModules) return 0;
-  size_t offset = static_offset(info);
-  if (offset == 0) return 0;
+  if (info->dlpi_tls_modid == 0) return 0;
+  size_t offset = r->n == kMaxModules ? 0 : static_offset(info);
+  if (offset == 0) {
+    r->dynamic = true;
+    return 0;
+  }
   char* block = fs_base() - offset;
   for (int i = 0; i < info->dlpi_phnum; i++) {
     const auto& ph = info->dlpi_phdr[i];
@@ -186,13 +190,14 @@ void take_over(const Reading& now) {
 
 }  // namespace
 
-bool tls_modules_boot(size_t below, const uint32_t* offset_desc) {
+bool tls_modules_boot(size_t below, const uint32_t* offset_desc, bool* all_static) {
   static_below = below;
   offset_field = offset_desc[2];
   if (offset_field == 0 || offset_field > 4096) return false;
   Reading r;
   r.n = 0;
   dl_iterate_phdr(add_module, &r);
+  *all_static = !r.dynamic;
   begin_change();
   end_change(r);
   return libc_found && own_found;

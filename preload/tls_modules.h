@@ -15,8 +15,9 @@
 namespace weft {
 
 // First reading, on the thread that boots. `offset_desc` is libthread_db's description of
-// link_map::l_tls_offset. False: libc's block or ours was not found.
-bool tls_modules_boot(size_t static_below, const uint32_t* offset_desc);
+// link_map::l_tls_offset. False: libc's block or ours was not found. *all_static: no library
+// loaded so far has its TLS elsewhere than below the TCB.
+bool tls_modules_boot(size_t static_below, const uint32_t* offset_desc, bool* all_static);
 // Asks `agrees(module id, its block in the calling thread, arg)` of each static module.
 bool tls_modules_agree(bool (*agrees)(size_t, const char*, void*), void* arg);
 // Puts every block of the TCB at `fs` back to its first contents.
