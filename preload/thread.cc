@@ -205,9 +205,10 @@ void thread_finish(Thread* t) {
   if (!wired) engine_enter(g);
   g_mark_dead(g);
   uint32_t was = kJoinable;
-  // From this CAS on a joiner may free the slot; it waits for on_cpu before reuse.
-  if (t->join.compare_exchange_strong(was, kEnded, std::memory_order_acq_rel)) {
-    gfutex_wake(&t->join, 1);
+  // From this CAS on a joiner may free the slot; it waits for on_cpu before reuse. Who joins
+  // has set `joining` before it looks at `join` (both sides seq_cst): no joiner, no wake-up.
+  if (t->join.compare_exchange_strong(was, kEnded, std::memory_order_seq_cst)) {
+    if (t->joining.load(std::memory_order_seq_cst) != 0) gfutex_wake_one(&t->join, nullptr, nullptr);
   } else if (slot) {
     g_free(g);
   }
@@ -241,7 +242,7 @@ int join_check(Thread* self, Thread* t) {
   if (self == t) return EDEADLK;
   if (self != nullptr && t->joins.load(std::memory_order_acquire) == self) return EDEADLK;
   uint32_t free = 0;
-  if (!t->joining.compare_exchange_strong(free, 1, std::memory_order_acq_rel)) return EINVAL;
+  if (!t->joining.compare_exchange_strong(free, 1, std::memory_order_seq_cst)) return EINVAL;
   return 0;
 }
 
