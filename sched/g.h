@@ -70,6 +70,7 @@ struct alignas(kCacheLine) G {
   uint64_t wait_since_ns = 0;       // coarse (sysmon's tick); for the dump
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
+  uint8_t made = 0;                 // Gs it has made since it last gave way (g_start)
   bool fresh = true;                // the slot has no TLS yet
 
   // --- waiting by spinning (spinwait.h)

@@ -187,7 +187,8 @@ void yield(bool to_global);
 void g_mark_dead(G* g);
 // Waits until g is off the stack of the M that switched away from it: nanoseconds.
 void wait_off_cpu(G* g);
-// Makes g runnable for the first time (sp set by stack.cc).
+// Makes g runnable for the first time (sp set by stack.cc). A G that has made many which
+// nobody has taken up yet lets them run first, so it may park here.
 void g_start(G* g);
 // The first code of each M on g0; never returns.
 [[noreturn]] void schedule();

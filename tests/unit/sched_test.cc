@@ -105,6 +105,25 @@ ON_PROCS(a_tree_of_gs_creates_gs) {
   cr_assert_eq(leaves.load(), 1 << 12);
 }
 
+// It ran on to the end of its slice: all 20,000 were alive at once, each in a slot of its own.
+Test(sched, a_creator_lets_what_it_made_run, .timeout = 60) {
+  boot(1, Caller::kG1);
+  constexpr int kGs = 20'000;
+  Latch l(kGs);
+  std::atomic<int> ended{0};
+  int most = 0;
+  for (int made = 1; made <= kGs; made++) {
+    go([&] {
+      ended++;
+      l.done();
+    });
+    int alive = made - ended.load();
+    if (alive > most) most = alive;
+  }
+  l.wait();
+  cr_assert_leq(most, 256);
+}
+
 ON_PROCS(ping_pong_by_gfutex) {
   boot(procs);
   std::atomic<uint32_t> ball{0};
