@@ -111,6 +111,7 @@ void fork_in_child() {
     if (Thread* t = thread_of(g)) {  // whoever joined it is not here
       t->joining.store(0, std::memory_order_relaxed);
       t->joins.store(nullptr, std::memory_order_relaxed);
+      t->clear_tid_set = false;
     }
   }
   sched_after_fork(g);

@@ -12,6 +12,8 @@ namespace weft {
 // The live G with this vtid, or null: another process, a kernel thread, or nobody.
 G* g_of_vtid(pid_t vtid);
 
+struct Thread;
+
 struct Target {
   G* g = nullptr;      // null: not a G; the number is the kernel's
   bool self = false;   // the calling thread
@@ -38,6 +40,9 @@ long do_sched_getparam(const Target& t, struct sched_param* p);
 long do_setpriority(const Target& t, int nice);
 long do_getpriority(const Target& t);  // 20 - nice, as the kernel answers
 long do_prctl(const long a[5]);
+// The word of set_tid_address(2): asked for by prctl, and set to 0 and woken at t's end.
+void* clear_tid_of(const Thread* t);
+void clear_tid_at_end(const Thread* t);
 long do_thread_state(long nr, const long a[6]);  // unshare, setns, capset, ...: thread_state.cc
 
 }  // namespace weft

@@ -185,6 +185,8 @@ TcbLayout host_tcb_layout() {
           priv.static_align};
 }
 
+void* tcb_tid_address(const G* g) { return reinterpret_cast<char*>(g->fs) + priv.tid_offset; }
+
 void tcb_set_tid(G* g, uint32_t tid) {
   memcpy(reinterpret_cast<char*>(g->fs) + priv.tid_offset, &tid, sizeof tid);
 }

@@ -17,6 +17,7 @@
 
 #include "preload/api.h"
 #include "preload/cancel.h"
+#include "preload/ids.h"
 #include "preload/knobs.h"
 #include "preload/signals.h"
 #include "preload/spawn_attr.h"
@@ -138,6 +139,7 @@ void prepare_thread(G* g) {
   t->sigwait_set.store(0, std::memory_order_relaxed);
   t->sig_no_restart = false;
   t->mask_saved = false;
+  t->clear_tid_set = false;
   cpu_reset(g);
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
@@ -196,6 +198,7 @@ void thread_finish(Thread* t) {
   tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
   if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
+  if (t->clear_tid_set) clear_tid_at_end(t);
   bool slot = g->cls != nullptr;  // the first thread's TCB stays as it is
   if (slot) tcb_reset(g);
   t->alive.store(false, std::memory_order_relaxed);

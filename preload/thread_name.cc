@@ -76,7 +76,7 @@ bool is_getter(long option) {
     case PR_GET_FPEMU: case PR_GET_FPEXC: case PR_GET_TIMING: case PR_GET_ENDIAN:
     case PR_GET_SECCOMP: case PR_CAPBSET_READ: case PR_GET_TSC: case PR_GET_SECUREBITS:
     case PR_GET_TIMERSLACK: case PR_MCE_KILL_GET: case PR_GET_CHILD_SUBREAPER:
-    case PR_GET_NO_NEW_PRIVS: case PR_GET_TID_ADDRESS: case PR_GET_THP_DISABLE:
+    case PR_GET_NO_NEW_PRIVS: case PR_GET_THP_DISABLE:
     case PR_GET_FP_MODE: case PR_GET_SPECULATION_CTRL: case PR_GET_IO_FLUSHER:
       return true;
     default:
@@ -112,6 +112,11 @@ long do_prctl(const long a[5]) {
   if (option == PR_GET_NAME) {
     get_name(g, reinterpret_cast<char*>(a[1]));
     return 0;
+  }
+  if (option == PR_GET_TID_ADDRESS) {
+    long r = raw();  // the M's; now the address is known to be good
+    if (r == 0) *reinterpret_cast<void**>(a[1]) = clear_tid_of(thread_of(g));
+    return r;
   }
   if (is_getter(option)) return raw();
   return native_self("prctl on the thread", raw);

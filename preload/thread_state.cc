@@ -13,6 +13,7 @@
 #include "preload/fork.h"
 #include "preload/ids.h"
 #include "preload/kcall.h"
+#include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
 
@@ -78,7 +79,26 @@ long trace(const long a[4]) {
   return r;
 }
 
+// The kernel would clear the word when the M ends, which outlives its Gs; and the word that
+// the M has is libc's, for its joiner. So it is kept here.
+long set_tid_address(void* at) {
+  Thread* t = this_thread();
+  t->clear_tid = at;
+  t->clear_tid_set = at != tcb_tid_address(t->g);
+  return static_cast<long>(t->g->vtid);
+}
+
 }  // namespace
+
+void* clear_tid_of(const Thread* t) {
+  return t->clear_tid_set ? t->clear_tid : tcb_tid_address(t->g);
+}
+
+// By the kernel, which does not mind an address that has gone.
+void clear_tid_at_end(const Thread* t) {
+  constexpr long kSetZero = 0;  // FUTEX_OP(FUTEX_OP_SET, 0, FUTEX_OP_CMP_EQ, 0)
+  sys_call(SYS_futex, sys_arg(t->clear_tid), FUTEX_WAKE_OP, 1, 0, sys_arg(t->clear_tid), kSetZero);
+}
 
 long do_thread_state(long nr, const long a[6]) {
   auto raw = [&] { return sys_call(nr, a[0], a[1], a[2], a[3], a[4], a[5]); };
@@ -93,7 +113,8 @@ long do_thread_state(long nr, const long a[6]) {
     case 446 /*landlock_restrict_self*/: return native_self("landlock", raw);
     case SYS_add_key: case SYS_keyctl: case SYS_request_key:
       return native_self("keys of the thread", raw);
-    case SYS_set_robust_list: case SYS_set_tid_address: case SYS_rseq:
+    case SYS_set_tid_address: return set_tid_address(reinterpret_cast<void*>(a[0]));
+    case SYS_set_robust_list: case SYS_rseq:
       return native_self("lists the kernel keeps of the thread", raw);
     case SYS_setuid: case SYS_setgid: case SYS_setreuid: case SYS_setregid: case SYS_setresuid:
     case SYS_setresgid: case SYS_setgroups:

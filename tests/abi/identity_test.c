@@ -225,6 +225,42 @@ static int child_identity(void *arg) {
   return 0;
 }
 
+static _Atomic int ending_tid;
+
+static void *leave_word(void *arg) {
+  int *word = (int *)&ending_tid, *own = NULL;
+  int known_here = prctl(PR_GET_TID_ADDRESS, &own, 0, 0, 0) == 0;
+  CHECK(!known_here || *own > 0);
+  CHECK_EQ(syscall(SYS_set_tid_address, word), gettid());
+  int *now = NULL;
+  if (known_here) CHECK_OK(prctl(PR_GET_TID_ADDRESS, &now, 0, 0, 0));
+  CHECK(!known_here || now == word);
+  CHECK_EQ(syscall(SYS_set_tid_address, NULL), gettid());
+  if (arg == NULL) {  // joined: natively the join needs libc's own word
+    CHECK_EQ(syscall(SYS_set_tid_address, own), gettid());
+    return NULL;
+  }
+  CHECK_EQ(syscall(SYS_set_tid_address, word), gettid());
+  return NULL;
+}
+
+// How it failed: each caller was bound to a kernel thread whose own id was the answer, not
+// gettid()'s (stress-ng --pthread --verify); its word was not cleared before that ended.
+static void word_is_cleared_at_the_end(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED));
+  for (int i = 0; i < 20; i++) {
+    pthread_t t;
+    ending_tid = 1;
+    CHECK_OK(pthread_create(&t, &attr, leave_word, &ending_tid));
+    while (ending_tid != 0) syscall(SYS_futex, &ending_tid, 0 /*FUTEX_WAIT*/, 1, NULL, NULL, 0);
+  }
+  int *own = NULL;
+  if (prctl(PR_GET_TID_ADDRESS, &own, 0, 0, 0) == 0) CHECK(join(start(leave_word, NULL)) == NULL);
+}
+
 static void *fork_and_check(void *arg) { return (void *)(intptr_t)in_child(child_identity, arg); }
 
 static void child_of_any_thread_is_its_main(void **state) {
@@ -246,6 +282,7 @@ int main(void) {
       cmocka_unit_test(names_are_per_thread_and_inherited),
       cmocka_unit_test(names_set_and_read_by_others),
       cmocka_unit_test(name_limits),
+      cmocka_unit_test(word_is_cleared_at_the_end),
       cmocka_unit_test(child_of_any_thread_is_its_main),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
