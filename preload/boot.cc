@@ -23,6 +23,7 @@
 #include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/tls_modules.h"
+#include "preload/watched.h"
 #include "sched/netpoll.h"
 #include "sched/stack.h"
 
@@ -135,6 +136,7 @@ bool boot() {
   const Knobs& k = knobs();
   if (k.native || getauxval(AT_SECURE) != 0) return stay_native(nullptr);
   real_resolve_all();
+  if (const char* why = watched_by()) return stay_native(why);
   if (const char* why = tcb_probe()) return stay_native(why);
   // A thread of libc's own (a timer's, say) may be the first to create one: main then
   // stays native, for its stack and TCB are not at hand.

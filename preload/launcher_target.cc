@@ -3,6 +3,7 @@
 // The rules are the kernel's: search_path as execvp, #! as binfmt_script (first 256
 // bytes, interpreters may be scripts again, five deep), the loader from PT_INTERP, and
 // AT_SECURE (in which ld.so drops LD_PRELOAD) from setuid, setgid and file capabilities.
+// A sanitizer's runtime shows in the dynamic string table.
 // Part of the launcher, not of libweft.so.
 #include "preload/launcher_target.h"
 
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -73,6 +75,82 @@ const char* elf_loader(int fd, const Elf64_Ehdr& eh, char* out, size_t room) {
   return nullptr;
 }
 
+// ---- sanitizers
+
+// Runtimes that know threads by their own pthread_create and stacks by libc's: under weft
+// they would see one thread with many stacks. (The undefined-behaviour one sees neither.)
+struct Sanitizer {
+  const char* entry;    // imported from the shared runtime, or exported by clang's static one
+  const char* library;  // of programs that call no entry
+  const char* why;
+};
+constexpr Sanitizer kSanitizers[] = {
+    {"__asan_init", "libasan.so", "is built with AddressSanitizer"},
+    {"__hwasan_init", "libhwasan.so", "is built with HWAddressSanitizer"},
+    {"__tsan_init", "libtsan.so", "is built with ThreadSanitizer"},
+    {"__msan_init", "libmsan.so", "is built with MemorySanitizer"},
+    {"__lsan_init", "liblsan.so", "is built with LeakSanitizer"},
+};
+
+// A whole name in a string table, or the beginning of one (a library's version follows).
+bool in_strings(const char* table, size_t bytes, const char* name, bool whole) {
+  size_t n = strlen(name);
+  for (const char* at = table; at + n < table + bytes;) {
+    at = static_cast<const char*>(memmem(at, static_cast<size_t>(table + bytes - at), name, n));
+    if (!at) return false;
+    if ((at == table || at[-1] == 0) && (!whole || at + n == table + bytes || at[n] == 0)) return true;
+    at += n;
+  }
+  return false;
+}
+
+const char* sanitizer_in(const unsigned char* file, size_t bytes) {
+  Elf64_Ehdr eh;
+  if (bytes < sizeof eh) return nullptr;
+  memcpy(&eh, file, sizeof eh);
+  if (eh.e_phentsize != sizeof(Elf64_Phdr) || eh.e_phoff > bytes ||
+      (bytes - eh.e_phoff) / sizeof(Elf64_Phdr) < eh.e_phnum)
+    return nullptr;
+  auto ph = [&](unsigned i) {
+    Elf64_Phdr p;
+    memcpy(&p, file + eh.e_phoff + i * sizeof p, sizeof p);
+    return p;
+  };
+  uint64_t strings = 0, size = 0;  // DT_STRTAB (an address), DT_STRSZ
+  for (unsigned i = 0; i < eh.e_phnum; i++) {
+    Elf64_Phdr p = ph(i);
+    if (p.p_type != PT_DYNAMIC || p.p_offset > bytes || bytes - p.p_offset < p.p_filesz) continue;
+    for (uint64_t at = 0; at + sizeof(Elf64_Dyn) <= p.p_filesz; at += sizeof(Elf64_Dyn)) {
+      Elf64_Dyn d;
+      memcpy(&d, file + p.p_offset + at, sizeof d);
+      if (d.d_tag == DT_STRTAB) strings = d.d_un.d_ptr;
+      if (d.d_tag == DT_STRSZ) size = d.d_un.d_val;
+    }
+  }
+  for (unsigned i = 0; i < eh.e_phnum; i++) {
+    Elf64_Phdr p = ph(i);
+    if (p.p_type != PT_LOAD || strings < p.p_vaddr || strings - p.p_vaddr >= p.p_filesz) continue;
+    uint64_t at = p.p_offset + (strings - p.p_vaddr);
+    if (at > bytes || bytes - at < size) return nullptr;
+    auto* table = reinterpret_cast<const char*>(file + at);
+    for (const Sanitizer& s : kSanitizers)
+      if (in_strings(table, size, s.entry, true) || in_strings(table, size, s.library, false))
+        return s.why;
+  }
+  return nullptr;
+}
+
+const char* sanitizer_of(int fd) {
+  struct stat st;
+  if (fstat(fd, &st) || st.st_size <= 0) return nullptr;
+  size_t bytes = static_cast<size_t>(st.st_size);
+  void* file = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (file == MAP_FAILED) return nullptr;
+  const char* why = sanitizer_in(static_cast<const unsigned char*>(file), bytes);
+  munmap(file, bytes);
+  return why;
+}
+
 void examine_elf(Target& t, int fd, const unsigned char* head, const char* path, bool nested) {
   if (head[EI_CLASS] == ELFCLASS32) return refuse(t, path, nested, "is a 32-bit program");
   Elf64_Ehdr eh;
@@ -87,6 +165,7 @@ void examine_elf(Target& t, int fd, const unsigned char* head, const char* path,
   if (strcmp(slash ? slash + 1 : loader, kLoaderName)) {
     return refuse(t, path, nested, "uses a C library other than glibc");
   }
+  if (const char* why = sanitizer_of(fd)) refuse(t, path, nested, why);
 }
 
 // The interpreter in a #! line, cut out of `line` in place; nullptr when there is none.
@@ -105,6 +184,12 @@ bool may_run(const char* path, struct stat& st) {
 
 Target examine_target(const char* path) {
   Target t;
+  // A script or a program of its own; what it runs inherits the environment.
+  const char* slash = strrchr(path, '/');
+  if (!strcmp(slash ? slash + 1 : path, "valgrind")) {
+    refuse(t, path, false, "runs programs on a processor of its own");
+    return t;
+  }
   char current[4096];
   snprintf(current, sizeof current, "%s", path);
   for (int depth = 0; depth <= kScriptDepth; depth++) {

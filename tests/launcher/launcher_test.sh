@@ -29,6 +29,10 @@ int main(int argc, char **argv) {
   return argc > 1 ? atoi(argv[1]) : 0;
 }
 C
+for sanitizer in address thread leak undefined; do
+  gcc -fsanitize=$sanitizer -o "$dir/show-$sanitizer" "$dir/show.c" || exit 1
+done
+printf '#!/bin/sh\nexec "$@"\n' >"$dir/path/valgrind" && chmod +x "$dir/path/valgrind" || exit 1
 gcc -o "$dir/show" "$dir/show.c" && gcc -static -o "$dir/static" "$dir/show.c" &&
   gcc -static-pie -o "$dir/static-pie" "$dir/show.c" || exit 1
 
@@ -50,6 +54,16 @@ expect() {
   fi
 }
 native='*: running natively'
+
+# Tools with books of their own about threads. AddressSanitizer refused to start behind the
+# library, ThreadSanitizer's start never ended, LeakSanitizer knew no thread's stack.
+expect "AddressSanitizer" 0 '\[none\]' "weft: $dir/show-address is built with AddressSanitizer$native" \
+  "$weft" "$dir/show-address"
+expect "ThreadSanitizer" 0 '\[none\]' "*is built with ThreadSanitizer$native" "$weft" "$dir/show-thread"
+expect "LeakSanitizer" 0 '\[none\]' "*is built with LeakSanitizer$native" "$weft" "$dir/show-leak"
+expect "undefined behaviour only" 0 "\[$lib\]" '' "$weft" "$dir/show-undefined"
+expect "valgrind" 0 '\[none\] 0' "weft: */valgrind runs programs on a processor of its own$native" \
+  env PATH="$dir/path:$PATH" "$weft" valgrind "$dir/show" 0
 
 # Options.
 expect "version" 0 'weft [0-9]*' '' "$weft" --version
