@@ -17,6 +17,7 @@
 #include "preload/api.h"
 #include "preload/dump.h"
 #include "preload/fork.h"
+#include "preload/io_stdio.h"
 #include "preload/knobs.h"
 #include "preload/say.h"
 #include "preload/signals.h"
@@ -158,6 +159,7 @@ bool boot() {
   signals_boot(g1);
   fork_hooks_install();
   if (k.netpoll == Netpoll::kOff) netpoll_disable();
+  else stdio_boot();
   live_threads.store(1, std::memory_order_relaxed);
   if (sched_boot(c, g1, slot) != 0) return stay_native("cannot start the scheduler's threads");
   dump_boot();

@@ -1,6 +1,6 @@
 // stdio_pipe_test.c - stdio on pipes and sockets in threads: fgets, getline,
-// fread, fwrite and fflush, scanf, popen. libc calls read and write inside
-// itself here, where no interposed name is passed.
+// fread, fwrite and fflush, scanf, popen. libc calls read and write inside itself
+// here, through the jump table of the stream.
 //
 // Invariant: every expectation here holds for plain kernel threads.
 // Callers:   run natively and under LD_PRELOAD; uses io.h only.
@@ -165,6 +165,71 @@ static void blocked_reader_keeps_the_stream_lock(void)
     close(p[1]);
 }
 
+// A stream closed by fclose or freopen lets its number go; the next file under it is read as
+// what it is, at once: a regular file, then another pipe.
+static void a_closed_streams_number_is_new(void)
+{
+    char line[64], name[] = "/tmp/stdio_pipe_XXXXXX";
+    int file = mkstemp(name);
+    MUST(file >= 0 && write(file, "from the file\n", 14) == 14);
+    close(file);
+    for (int i = 0; i < 50; i++) {
+        int p[2];
+        make_pipe(p);
+        struct locker l = {.f = fdopen(p[0], "r"), .started = GATE_INIT};
+        pthread_t t = spawn(fgets_and_stay, &l);
+        gate_wait(&l.started, 1);
+        if (i % 2) settle();
+        MUST(write(p[1], "mine\n", 5) == 5);
+        CHECK(join(t) != NULL);
+        CHECK(strcmp(l.buf, "mine\n") == 0);
+        FILE *f = l.f;
+        if (i % 3 == 0) {
+            MUST((f = freopen(name, "r", f)) != NULL);
+        } else {
+            fclose(f);
+            MUST((f = fopen(name, "r")) != NULL);
+        }
+        CHECK_EQ(fileno(f), p[0]);
+        MUST(fgets(line, sizeof line, f));
+        CHECK(strcmp(line, "from the file\n") == 0);
+        fclose(f);
+        close(p[1]);
+    }
+    unlink(name);
+}
+
+static void *fgets_alone(void *arg)
+{
+    struct locker *l = arg;
+    gate_post(&l->started);
+    return fgets(l->buf, sizeof l->buf, l->f);
+}
+
+// A cancel ends a thread that waits in fgets, and its stream is unlocked.
+static void a_cancel_ends_fgets_and_unlocks(void)
+{
+    int p[2];
+    char line[8];
+    make_pipe(p);
+    struct locker l = {.f = fdopen(p[0], "r"), .started = GATE_INIT};
+    for (int i = 0; i < 20; i++) {
+        l.started = (struct gate)GATE_INIT;
+        pthread_t t = spawn(fgets_alone, &l);
+        gate_wait(&l.started, 1);
+        if (i % 2) settle();
+        MUST(pthread_cancel(t) == 0);
+        CHECK(join(t) == PTHREAD_CANCELED);
+        CHECK_EQ(ftrylockfile(l.f), 0);
+        funlockfile(l.f);
+    }
+    MUST(write(p[1], "more\n", 5) == 5);
+    MUST(fgets(line, sizeof line, l.f));
+    CHECK(strcmp(line, "more\n") == 0);
+    fclose(l.f);
+    close(p[1]);
+}
+
 static void *shared_writer(void *arg)
 {
     for (int i = 0; i < 200; i++) MUST(fprintf(arg, "%08d:%08d\n", i, i) == 18);
@@ -276,6 +341,8 @@ static const struct CMUnitTest tests[] = {
     T(lines_through_many_sockets),
     T(fread_fwrite_large),
     T(blocked_reader_keeps_the_stream_lock),
+    T(a_closed_streams_number_is_new),
+    T(a_cancel_ends_fgets_and_unlocks),
     T(one_stream_many_writers),
     T(popen_from_many_threads),
     T(popen_writing_and_system),

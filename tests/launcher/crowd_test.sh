@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # crowd_test.sh - 10,000 threads, all alive and blocked on a condition variable, need no more
 # kernel threads than the Ps and six, and each is joined with its own value. Natively
-# they need 10,001, which the same program shows. env: B=build directory.
+# they need 10,001, which the same program shows. So do 200 that wait in fgets, each on a pipe
+# of its own: the wait was inside libc, and each took a kernel thread. env: B=build directory.
 # timeout: 120
 set -u
 B=$(realpath "${B:-build}")
@@ -50,6 +51,43 @@ int main(void) {
 C
 gcc -O1 -pthread -o "$dir/crowd" "$dir/crowd.c" || exit 1
 
+cat >"$dir/readers.c" <<'C'
+#include <dirent.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+enum { kThreads = 200 };
+static int waiting, ends[kThreads][2];
+static void *hear(void *arg) {
+  FILE *f = fdopen(*(int *)arg, "r");
+  char line[16];
+  __atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST);
+  if (f == NULL || fgets(line, sizeof line, f) == NULL || strcmp(line, "go\n") != 0) return NULL;
+  fclose(f);
+  return arg;
+}
+int main(void) {
+  static pthread_t t[kThreads];
+  for (int i = 0; i < kThreads; i++)
+    if (pipe(ends[i]) != 0 || pthread_create(&t[i], NULL, hear, &ends[i][0]) != 0) return 2;
+  while (__atomic_load_n(&waiting, __ATOMIC_SEQ_CST) < kThreads) sched_yield();
+  int kernel_threads = -2;
+  DIR *tasks = opendir("/proc/self/task");
+  if (tasks == NULL) return 3;
+  while (readdir(tasks) != NULL) kernel_threads++;
+  closedir(tasks);
+  for (int i = 0; i < kThreads; i++) {
+    void *heard;
+    if (write(ends[i][1], "go\n", 3) != 3 || pthread_join(t[i], &heard) != 0 || heard == NULL) return 4;
+    close(ends[i][1]);
+  }
+  printf("%d\n", kernel_threads);
+}
+C
+gcc -O1 -pthread -o "$dir/readers" "$dir/readers.c" || exit 1
+
 # at_most N COMMAND...: it prints how many kernel threads it had.
 at_most() {
   local most=$1 got status
@@ -67,6 +105,7 @@ at_most() {
 for procs in 1 2 8; do
   for ((round = 0; round < 3; round++)); do
     at_most $((procs + 6)) "$B/weft" --procs $procs "$dir/crowd"
+    at_most $((procs + 6)) "$B/weft" --procs $procs "$dir/readers"
   done
 done
 # It counts what it should: natively one for each. (pid_max may be too low for that.)
