@@ -90,7 +90,7 @@ void preempt_here(int, siginfo_t*, void* ucv) {
   if (g->m->p != nullptr) {
     sched.n_preempts.fetch_add(1, std::memory_order_relaxed);
     if (in_vain) sys_sched_yield();
-    yield(true);
+    yield_preempted(static_cast<Preempt>(g->preempt_why));
   }
   if (g->m->kmask == kMaskNoG) host_sync_signals(g->m, g);
   frame_forget_stack(uc);
@@ -99,10 +99,10 @@ void preempt_here(int, siginfo_t*, void* ucv) {
   errno = saved;
 }
 
-void host_preempt(M* m) {
+void host_preempt(M* m, Preempt why) {
   G* g = m->curg.load(std::memory_order_acquire);
   if (g == nullptr || g->wired) return;
-  m->preempt_due.store(true, std::memory_order_relaxed);  // before sent_begin's fetch_or
+  m->preempt_due.store(why, std::memory_order_relaxed);  // before sent_begin's fetch_or
   if (!sent_begin(m, g, kSentUrg, true)) return;
   send_poke(m, kSoft);
 }

@@ -238,8 +238,10 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
   if (g == nullptr || g->wired || g->m == nullptr) return;
   M* m = g->m;
   m->sent.fetch_and(sig == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
-  bool preempt = m->preempt_due.exchange(false, std::memory_order_relaxed);
+  Preempt why = m->preempt_due.exchange(Preempt::kNo, std::memory_order_relaxed);
   if (g->is_g0) return;
+  bool preempt = why != Preempt::kNo;
+  if (preempt) g->preempt_why = static_cast<uint8_t>(why);
   if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc))) {
     sched.n_refused.fetch_add(1, std::memory_order_relaxed);
     // It yields at its next way out of the engine; sysmon asks again as well.

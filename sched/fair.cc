@@ -8,27 +8,124 @@
 namespace weft {
 namespace {
 
-constexpr uint64_t kTimerGraceNs = 20'000;  // sysmon.cc leaves a due timer to its P so long
+constexpr uint64_t kTimerGraceNs = 20'000;    // sysmon.cc leaves a due timer to its P so long
+constexpr uint64_t kAgainNs = 50'000;         // sooner than that sysmon may not get a core
+constexpr uint64_t kFairForNs = 10'000'000;
+constexpr uint64_t kAskAgainNs = 1'000'000;   // a refused end of a slice is asked for again
+constexpr uint64_t kMakeWayAgainNs = 250'000;
+constexpr uint64_t kLandsNs = 150'000;        // a signal to a thread on its core lands in 10 us
+
+bool asked_in_vain(const M* m) { return (m->sent.load(std::memory_order_relaxed) & kSentUrg) != 0; }
+
+// The P without runnext that has run one G the longest; one whose M takes its signals first.
+P* longest_running(const P* but) {
+  P* best = nullptr;
+  bool best_deaf = true;
+  for (uint32_t i = 0; i < sched.procs; i++) {
+    P* p = &sched.p[i];
+    const M* m = p->m.load(std::memory_order_acquire);
+    if (p == but || m == nullptr || p->runq.has_next()) continue;
+    bool deaf = asked_in_vain(m);
+    if (best != nullptr &&
+        (deaf != best_deaf ? deaf : p->slice_before_ns >= best->slice_before_ns))
+      continue;
+    best = p;
+    best_deaf = deaf;
+  }
+  return best;
+}
+
+uint64_t slice_ns() { return uint64_t{sched.preempt_ms} * 1'000'000; }
+
+// What g had had of its slice before it made way; 0: the slice is a new one.
+uint64_t used_before(const G* g) {
+  return g->slice_park == g->park.load(std::memory_order_relaxed) ? g->slice_used_ns : 0;
+}
+
+uint64_t slice_used(const P* p, const G* g, uint64_t now) {
+  return used_before(g) + (now > p->slice_since_ns ? now - p->slice_since_ns : 0);
+}
+
+// Of those who wait for p some were woken, not preempted.
+bool p_has_woken(const P* p) {
+  return p->runq.has_next() || p->runq.holds_before(p->woken_until.load(std::memory_order_relaxed));
+}
+
+// True if p's G has had its share and a woken one waits.
+bool share_is_over(const P* p, uint64_t now) {
+  return now - p->slice_before_ns >= kShareNs && p_has_woken(p);
+}
+
+// p's M has not taken the signal: it is not on a core. Whoever was to run next there does so
+// elsewhere.
+void move_woken(P* p) {
+  P* to = longest_running(p);
+  if (to == nullptr || asked_in_vain(to->m.load(std::memory_order_acquire))) return;
+  G* g = p->runq.get_next();
+  if (g == nullptr) return;
+  if (to->runq.offer_next(g)) {
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (sched.cc)
+  } else {
+    Hold hold(sched.lock);
+    globq_put_locked(g);
+  }
+  if (sched.n_idle_p.load(std::memory_order_seq_cst) != 0) wake_p();
+}
 
 }  // namespace
 
+bool others_wait(const P* p) {
+  return p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
+}
+
+bool outside_waits() {
+  return sched.n_idle_p.load(std::memory_order_relaxed) == 0 && netpoll_waiters();
+}
+
 bool place_woken(G* g) {
   if (sched.preempt_ms == 0) return false;
-  P* best = nullptr;
-  uint64_t since = kNever;
-  for (uint32_t i = 0; i < sched.procs; i++) {
-    P* p = &sched.p[i];
-    if (p->m.load(std::memory_order_relaxed) == nullptr || p->runq.has_next() ||
-        p->slice_before_ns >= since)
-      continue;
-    best = p;
-    since = p->slice_before_ns;
-  }
+  P* best = longest_running(nullptr);
   if (best == nullptr || !best->runq.offer_next(g)) return false;  // a full fence on x86
-  best->woke.store(true, std::memory_order_relaxed);
   if (sched.n_idle_p.load(std::memory_order_seq_cst) != 0) wake_p();  // submit (sched.cc)
+  sched.fair_since_ns.store(sched.coarse_ns.load(std::memory_order_relaxed), std::memory_order_relaxed);
   if (!sysmon_thread()) sysmon_kick();
   return true;
+}
+
+void slice_begins(P* p, uint64_t now, uint64_t before) {
+  if (G* g = p->way_g) {  // it made way; if it has parked since, slice_park shows that
+    g->slice_used_ns = p->way_used_ns;
+    g->slice_park = p->way_park;
+    p->way_g = nullptr;
+  }
+  p->slice_since_ns = now;
+  p->slice_before_ns = before;
+  p->asked_ns = 0;
+}
+
+void check_slice(P* p, M* m, G* g, uint64_t now) {
+  if (sched.preempt_ms == 0) return;
+  if (p->asked_ns != 0 && now - p->asked_ns >= kLandsNs && asked_in_vain(m)) move_woken(p);
+  uint64_t used = slice_used(p, g, now);
+  bool slice_over = others_wait(p) && used >= slice_ns();
+  if ((others_wait(p) || outside_waits()) && spin_look(g, now)) slice_over = true;
+  if (!slice_over && !share_is_over(p, now)) return;
+  // Only while it computes: a call that we cannot see and that it has just gone to sleep in
+  // would end with EINTR.
+  if (!sysmon_computes(m)) return;
+  // A refused one is asked for again.
+  if (slice_over) {
+    g->slice_used_ns = 0;
+    p->slice_since_ns = now - slice_ns() + kAskAgainNs;
+    p->way_g = nullptr;
+  } else {
+    p->way_g = g;
+    p->way_used_ns = used;
+    p->way_park = g->park.load(std::memory_order_relaxed);
+  }
+  p->slice_before_ns = now - kShareNs + kMakeWayAgainNs;
+  if (p->asked_ns == 0) p->asked_ns = now;
+  host_preempt(m, slice_over ? Preempt::kSliceOver : Preempt::kMakeWay);
 }
 
 void note_timer(uint64_t deadline_ns) {
@@ -58,24 +155,19 @@ void note_hog(P* p) {
     sysmon_kick();
 }
 
-bool share_is_over(const P* p, uint64_t now) {
-  return p->woke.load(std::memory_order_relaxed) && p_has_work(p) &&
-         now - p->slice_before_ns >= kShareNs;
-}
-
 uint64_t fair_delay(uint64_t now) {
   if (sched.preempt_ms == 0 || sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kNever;
-  uint64_t delay = netpoll_waiters() ? kShareNs : kNever;
+  bool lately = now - sched.fair_since_ns.load(std::memory_order_relaxed) < kFairForNs;
+  uint64_t delay = lately || netpoll_waiters() ? kShareNs : kNever;
   if (uint64_t spin = spin_delay(now); spin < delay) delay = spin;
   for (uint32_t i = 0; i < sched.procs; i++) {
     const P* p = &sched.p[i];
     uint64_t due = p->timers.earliest();
     if (due != kNever) due += kTimerGraceNs;
-    if (p->woke.load(std::memory_order_relaxed) && p_has_work(p) &&
-        p->slice_before_ns + kShareNs < due)
+    if (p->slice_before_ns + kShareNs < due && p_has_woken(p))
       due = p->slice_before_ns + kShareNs;
     if (due == kNever) continue;
-    uint64_t left = due > now + kTimerGraceNs ? due - now : kTimerGraceNs;  // never a busy loop
+    uint64_t left = due > now + kAgainNs ? due - now : kAgainNs;  // never a busy loop
     if (left < delay) delay = left;
   }
   return delay;

@@ -1,14 +1,27 @@
-// fair.h - wake-up preemption: a woken G does not wait out the slice of one that computes.
+// fair.h - slices, and wake-up preemption: a woken G does not wait out the slice of one that
+// computes.
 //
 // Go has one slice, 10 ms, so its sleepers wake late beside busy Ps. Here a G that was woken
 // (timer, netpoll, gfutex) while every P is busy gets in as soon as the G before it has had
 // kShareNs:
 //  - sysmon fires due timers and polls descriptors for busy Ps, and places what it readies
-//    as runnext of the P whose G has run longest (place_woken);
-//  - ready() marks its P (P::woke); sysmon preempts a marked P's G after a share, an
-//    unmarked one's, whose queue holds only Gs that were preempted themselves, after a slice;
+//    as runnext of the P whose G has run longest (place_woken); if that P's M turns out to
+//    have lost its core, on another (check_slice);
+//  - sysmon preempts a G after a share where a woken one waits (runnext, or in the ring up
+//    to P::woken_until), after a slice where only Gs wait that were preempted themselves;
 //  - who readies a G while computing itself ends sysmon's long sleep (note_hog).
-// A preempted G goes to the global queue's tail, so those who compute share in turn.
+//
+// Whose slice is over goes to the global queue's tail, so those who compute share in turn.
+// Who only makes way keeps its turn: it goes on here after the woken ones (yield_preempted),
+// and what it has used already counts (G::slice_used_ns). When it lost its turn, the threads
+// that compute were 25 % apart after 2 s beside one sleeper.
+//
+// sysmon must run when it wants to, beside Ms that compute. The kernel lets a thread that
+// wakes run at once, unless it has just run: woken within 50 us of going to sleep it is not
+// eligible yet (EEVDF) and waits for the next tick, 4 ms. Hence kAgainNs, and hence sysmon
+// looks by itself each kShareNs for a while after a woken G was placed (kFairForNs), so that
+// a sleeper need not wake it just after it has gone to sleep.
+//
 // Gs that wait by spinning are spinwait.h's.
 #pragma once
 
@@ -17,13 +30,20 @@
 namespace weft {
 
 constexpr uint64_t kShareNs = 500'000;  // half of the 1 ms that a woken G may have to wait
+
 // From no P's own M, with no P idle: g runs next on the P that has run one G the longest.
 // False: put it elsewhere.
 bool place_woken(G* g);
+// Somebody could use p at once.
+bool others_wait(const P* p);
+// Every P is busy, and somebody waits for what comes from outside the process.
+bool outside_waits();
 // The M of p, computing since sysmon last looked, has readied a G.
 void note_hog(P* p);
-// sysmon: true if p's G has had its share and a woken one waits.
-bool share_is_over(const P* p, uint64_t now);
+// sysmon: p's M m runs g and computes, as far as one sees. Preempts it if it is time.
+void check_slice(P* p, M* m, G* g, uint64_t now);
+// sysmon: p runs another slice now; the tick before it noticed was at `before`.
+void slice_begins(P* p, uint64_t now, uint64_t before);
 // sysmon: how long it may sleep while all Ps are busy; kNever: as it likes.
 uint64_t fair_delay(uint64_t now);
 // A timer is now the earliest of a P: sysmon must not sleep past it if all are busy.

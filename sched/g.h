@@ -69,6 +69,10 @@ struct alignas(kCacheLine) G {
   const void* wait_on = nullptr;    // for the dump: address or descriptor
   uint64_t wait_since_ns = 0;       // coarse (sysmon's tick); for the dump
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
+  // sysmon's: how much of its slice it had used when it last made way for a woken G, and its
+  // park word then; since a park the slice is a new one.
+  uint64_t slice_used_ns = 0, slice_park = 0;
+  uint8_t preempt_why = 0;          // a Preempt, for kAttPreempt; its own
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
   uint8_t made = 0;                 // Gs it has made since it last gave way (g_start)
   bool fresh = true;                // the slot has no TLS yet

@@ -11,6 +11,7 @@ namespace weft {
 
 struct G;
 struct M;
+enum class Preempt : uint8_t;
 
 // CLOCK_MONOTONIC in nanoseconds. Any stack, any thread, async-signal-safe.
 uint64_t host_now_ns();
@@ -43,8 +44,9 @@ void host_attention(G* g);
 // The M of a wired G that has ended: end this kernel thread. g0 stack.
 [[noreturn]] void host_end_thread();
 
-// Asks m to interrupt its G at a safe point (its slice is over); any thread. May be lost.
-void host_preempt(M* m);
+// Asks m to interrupt its G at a safe point, for yield_preempted(why); any thread. May be
+// lost.
+void host_preempt(M* m, Preempt why);
 
 // Once a sysmon tick, on its thread.
 void host_tick(uint64_t now_ns);

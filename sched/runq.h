@@ -106,6 +106,13 @@ class RunQ {
   bool ring_empty() const {
     return head_.load(std::memory_order_acquire) == tail_.load(std::memory_order_acquire);
   }
+  // Owner: the place behind the last one put. Anybody: whether one put before `place` is
+  // still here (for some 2^31 puts).
+  uint32_t place() const { return tail_.load(std::memory_order_relaxed); }
+  bool holds_before(uint32_t place) const {
+    uint32_t n = place - head_.load(std::memory_order_relaxed);
+    return n - 1 < kSize;
+  }
   bool has_next() const { return next_.load(std::memory_order_relaxed) != nullptr; }
   uint32_t size() const {
     return tail_.load(std::memory_order_relaxed) - head_.load(std::memory_order_relaxed);

@@ -60,6 +60,12 @@ void runq_put_tail(P* p, G* g) {
   if (WEFT_UNLIKELY(!p->runq.put(g))) runq_overflow(p, g);
 }
 
+// A woken one: those who compute make way for it (fair.h).
+void runq_put_woken(P* p, G* g) {
+  runq_put_tail(p, g);
+  p->woken_until.store(p->runq.place(), std::memory_order_relaxed);
+}
+
 // A fair share of the global queue; one is returned, the others go to p's ring.
 G* globq_get(P* p, uint32_t max) {
   if (sched.globq_n.load(std::memory_order_acquire) == 0) return nullptr;
@@ -81,7 +87,7 @@ G* globq_get(P* p, uint32_t max) {
 // their turn.
 void maintain(P* p) {
   if (!p->runq.ring_empty())
-    if (G* next = p->runq.get_next()) runq_put_tail(p, next);
+    if (G* next = p->runq.get_next()) runq_put_woken(p, next);
   if (G* g = globq_get(p, 1)) runq_put_tail(p, g);
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
   netpoll_settle(p);  // waits begun without a try (netsettle.cc)
@@ -99,10 +105,7 @@ G* pick_local(P* p) {
     return g;
   }
   p->inherit = false;
-  G* g = p->runq.get();
-  if (g == nullptr && p->woke.load(std::memory_order_relaxed))
-    p->woke.store(false, std::memory_order_relaxed);
-  return g;
+  return p->runq.get();
 }
 
 void count(std::atomic<uint32_t>& c) {  // owner-written, read by others
@@ -184,16 +187,18 @@ void ready(G* g) {
     return;
   }
   m->trace.add(Ev::kReady, g->index, self->index);
-  if (!p->woke.load(std::memory_order_relaxed)) p->woke.store(true, std::memory_order_relaxed);
   if (self->is_g0) {  // timers, netpoll: nobody here is about to park for it
-    runq_put_tail(p, g);
+    // Where all compute, those in the ring may have been preempted: not behind them.
+    if (p->runq.ring_empty() || sched.n_idle_p.load(std::memory_order_relaxed) != 0 ||
+        !p->runq.offer_next(g))
+      runq_put_woken(p, g);
     std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (head comment)
     if (p->runq.size() > 1) wake_for(nullptr, p, true);
     return;
   }
   G* old = p->runq.put_next(g);  // a full fence on x86: the submit's
   if (old != nullptr) {
-    runq_put_tail(p, old);
+    runq_put_woken(p, old);
     std::atomic_thread_fence(std::memory_order_seq_cst);
   }
   wake_for(self, p, old != nullptr);
@@ -225,13 +230,10 @@ void g_start(G* g) {
   if (p->runq.size() >= kCreateAhead) yield(false);
 }
 
-void switch_away() {
-  G* g = t_g;
-  M* m = g->m;
-  P* p = m->p;
-  if (g->ready_tsc != 0) learn_habit(g);
-  m->trace.add(Ev::kPark, g->index, static_cast<uint64_t>(g->wait));
-  G* next = p == nullptr ? nullptr : pick_local(p);
+namespace {
+
+// g, whose state says how it stands, leaves m to next; null: g0 looks further.
+void leave(G* g, M* m, P* p, G* next) {
   if (next == g) {  // readied before it could leave: it just goes on
     set_state(g, GState::kRunning);
     return;
@@ -243,6 +245,17 @@ void switch_away() {
   }
   m->pending = next;
   do_switch(g, &m->g0);
+}
+
+}  // namespace
+
+void switch_away() {
+  G* g = t_g;
+  M* m = g->m;
+  P* p = m->p;
+  if (g->ready_tsc != 0) learn_habit(g);
+  m->trace.add(Ev::kPark, g->index, static_cast<uint64_t>(g->wait));
+  leave(g, m, p, p == nullptr ? nullptr : pick_local(p));
 }
 
 void yield(bool to_global) {
@@ -262,13 +275,7 @@ void yield(bool to_global) {
     runq_put_tail(p, g);
     g->ready_tsc = 0;
     m->trace.add(Ev::kYield, g->index);
-    if (next->on_cpu.load(std::memory_order_acquire) == 0) {
-      begin_run(m, p, next);
-      do_switch(g, next);
-      return;
-    }
-    m->pending = next;
-    do_switch(g, &m->g0);
+    leave(g, m, p, next);
     return;
   }
   set_state(g, GState::kRunnable);
@@ -279,6 +286,27 @@ void yield(bool to_global) {
     globq_put_locked(g);
   }
   switch_away();
+}
+
+void yield_preempted(Preempt why) {
+  G* g = t_g;
+  P* p = g->m->p;
+  if (why == Preempt::kMakeWay) {
+    uint32_t queued = p->runq.size() + (p->runq.has_next() ? 1 : 0);
+    if (queued == 0) return;  // somebody else has taken the woken one
+    if (queued < kRunqSize / 2 && sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
+      set_state(g, GState::kRunnable);
+      count(p->tick);
+      g->m->trace.add(Ev::kPreempt, g->index);
+      runq_put_tail(p, g);
+      // Not by pick_local: its upkeep may send runnext to the tail, and g is to make way for it.
+      G* next = p->runq.get_next();
+      p->inherit = next != nullptr;
+      leave(g, g->m, p, next != nullptr ? next : p->runq.get());
+      return;
+    }
+  }
+  yield(true);
 }
 
 void g_exit() {
@@ -338,6 +366,7 @@ G* steal_work(M* m, P* p) {
         take_next = v->switches.load(std::memory_order_relaxed) == seen;
       }
       if (G* g = p->runq.steal(v->runq, take_next)) {
+        p->woken_until.store(p->runq.place(), std::memory_order_relaxed);  // some may be
         p->n_steals++;
         m->trace.add(Ev::kSteal, g->index, v->id);
         return g;

@@ -76,16 +76,21 @@ struct alignas(kCacheLine) P {
   std::atomic<PStatus> status{PStatus::kIdle};
   P* idle_link = nullptr;                // sched.lock
   TimerHeap timers;
-  std::atomic<bool> woke{false};         // what is queued here was woken, not preempted (fair.h)
+  std::atomic<uint32_t> woken_until{0};  // the ring's place behind the last woken one (fair.h)
   std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
   // --- sysmon only
   uint32_t seen_tick = 0;
   uint64_t slice_before_ns = 0;          // the tick before the slice was noticed
+  uint64_t asked_ns = 0;                 // when its G was last asked to stop; 0: not yet
+  G* way_g = nullptr;                    // asked to make way; and what it had used of its slice
+  uint64_t way_used_ns = 0, way_park = 0;
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
   uint64_t seen_cpu_ns = 0;
   // --- counters
   uint64_t n_steals = 0, n_handoffs = 0;
 };
+
+enum class Preempt : uint8_t { kNo, kMakeWay, kSliceOver };
 
 constexpr uint32_t kSentUrg = 1, kSentPoke = 2;
 constexpr uint64_t kMaskNoG = ~uint64_t{0};  // no G's mask: 32 and 33 are never in one
@@ -108,7 +113,8 @@ struct alignas(kCacheLine) M {
   // Signals of ours under way to this kernel thread (kSent*): who is about to enter the
   // kernel waits until they have landed, so that they interrupt no call (syscall.h).
   std::atomic<uint32_t> sent{0};
-  std::atomic<bool> preempt_due{false};  // one of them says that the slice is over
+  // One of them says that the G has had its slice, or that it is to make way for a woken one.
+  std::atomic<Preempt> preempt_due{Preempt::kNo};
   uint64_t kmask = kMaskNoG;             // the G mask that the kernel holds for this M
   // --- processor time (cpuclock.h); own M
   G* cpu_g = nullptr;                    // whom it runs for
@@ -149,6 +155,7 @@ struct Sched {
   uint32_t preempt_ms = 10;
   std::atomic<bool> count_cpu{false};    // cpuclock.h
   std::atomic<uint64_t> sysmon_until_ns{0};  // when it will wake by itself; 0: awake (fair.h)
+  std::atomic<uint64_t> fair_since_ns{0};  // a woken G was last placed beside busy Ps (fair.h)
   std::atomic<bool> sysmon_slow{false};  // sysmon sleeps for longer than a share (fair.h)
   std::atomic<int> sysmon_tid{0};
   std::atomic<uint64_t> n_wakes{0}, n_retakes{0}, n_hidden{0}, n_preempts{0}, n_refused{0};  // counters only
@@ -180,6 +187,8 @@ void ready_list(GList& gs);              // netpoll: the whole batch, one wake e
 void switch_away();
 // Lets others run; the G stays runnable (local tail, or the global queue).
 void yield(bool to_global);
+// Preempted: a G that only makes way goes on here, when those who were woken have run.
+void yield_preempted(Preempt why);
 // Ends the calling G, already marked dead. It is off its stack when `on_cpu` is 0.
 [[noreturn]] void g_exit();
 // State kDead; before a joiner is told or the slot is freed (g_free). Whom it readies from

@@ -6,7 +6,7 @@
 //  3. Ps whose G has sat in one system call for a tick or 20 us, while others want to run,
 //     are retaken; so are Ps whose M sleeps in a call that we cannot see;
 //  4. Ps whose G has run longer than its slice while others wait, or waits by spinning
-//     (spinwait.h): host_preempt;
+//     (spinwait.h): check_slice (fair.h);
 //  5. queued work beside an idle P (the net under the wake habit, sched.cc): wake_p.
 // With every P idle for a second it sleeps until acquire_p wakes it: an idle program
 // costs nothing.
@@ -41,7 +41,6 @@ constexpr uint64_t kSyscallNs = 20'000;
 constexpr uint64_t kHiddenNs = 40'000;
 constexpr uint64_t kStillNs = 5'000;
 constexpr uint64_t kPollNs = 10'000'000;
-constexpr uint64_t kAskAgainNs = 1'000'000;  // a refused preemption is asked for again
 constexpr uint64_t kDeepAfterNs = 1'000'000'000;
 
 // CPU time of a kernel thread, by the clock id that its tid encodes (clock_getres(2)).
@@ -61,15 +60,6 @@ bool on_core_now(int tid) {
 
 thread_local constinit bool t_sysmon = false;
 uint64_t last_tick_ns;
-
-bool others_wait(const P* p) {
-  return p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
-}
-
-// Every P is busy, and somebody waits for what comes from outside the process.
-bool outside_waits() {
-  return sched.n_idle_p.load(std::memory_order_relaxed) == 0 && netpoll_waiters();
-}
 
 // In a system call for long: worth taking only if somebody could use the P.
 bool check_syscall(P* p, M* m, G* g, uint64_t state, uint64_t now) {
@@ -121,8 +111,7 @@ bool check_p(P* p, uint64_t now) {
   if (s == GState::kSyscall) return check_syscall(p, m, g, state, now);
   if (tick != p->seen_tick) {
     p->seen_tick = tick;
-    p->slice_since_ns = now;
-    p->slice_before_ns = last_tick_ns;
+    slice_begins(p, now, last_tick_ns);
   }
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
@@ -132,19 +121,7 @@ bool check_p(P* p, uint64_t now) {
   }
   if (s != GState::kRunning) return false;
   if (check_hidden(p, m, g, now)) return true;
-  if (sched.preempt_ms == 0) return false;
-  bool slice_over = others_wait(p) && now > p->slice_since_ns &&
-                    now - p->slice_since_ns >= uint64_t{sched.preempt_ms} * 1'000'000;
-  bool spins = (others_wait(p) || outside_waits()) && spin_look(g, now);
-  if (!slice_over && !spins && !share_is_over(p, now)) return false;
-  // Only while it computes: a call that we cannot see and that it has just gone to sleep
-  // in would end with EINTR. Off its core is not asleep: it may be us who took the core.
-  int tid = m->tid.load(std::memory_order_relaxed);
-  if (!on_core_now(tid) && asleep_in_kernel(m->id, tid)) return false;
-  // A refused one is asked for again.
-  p->slice_since_ns = now - uint64_t{sched.preempt_ms} * 1'000'000 + kAskAgainNs;
-  p->slice_before_ns = now - kShareNs + kAskAgainNs / 4;
-  host_preempt(m);
+  check_slice(p, m, g, now);
   return false;
 }
 
@@ -227,6 +204,12 @@ void sysmon_kick() {
 
 bool sysmon_thread() { return t_sysmon; }
 
+bool sysmon_computes(const M* m) {
+  // Off its core is not asleep: it may be us who took the core.
+  int tid = m->tid.load(std::memory_order_relaxed);
+  return on_core_now(tid) || !asleep_in_kernel(m->id, tid);
+}
+
 void sysmon_main(void*) {
   t_sysmon = true;
   sched.sysmon_tid.store(sys_gettid(), std::memory_order_relaxed);
@@ -239,7 +222,8 @@ void sysmon_main(void*) {
     uint64_t from = host_now_ns();
     sys_futex_wait(&sched.sysmon_word, 0, from + sysmon_begins_sleep(from, delay));
     sysmon_ends_sleep();
-    sched.sysmon_word.store(0, std::memory_order_relaxed);
+    // An exchange: who kicks and finds it at 2 already has put in what we look at below.
+    sched.sysmon_word.exchange(0, std::memory_order_seq_cst);
     uint64_t now = host_now_ns();
     sched.coarse_ns.store(now, std::memory_order_relaxed);
     host_tick(now);

@@ -8,6 +8,8 @@ namespace weft {
 void sysmon_main(void*);
 // Ends sysmon's sleep. Any thread, signal handlers included.
 void sysmon_kick();
+// False if m's thread sleeps in the kernel.
+bool sysmon_computes(const M* m);
 // True on sysmon's own thread.
 bool sysmon_thread();
 // Once a tick: schedtrace, signal routing, deadlock detection (trace.cc).

@@ -110,7 +110,7 @@ void host_attention(G* g) {
 
 void host_end_thread() { pthread_exit(nullptr); }
 
-void host_preempt(M*) {}
+void host_preempt(M*, Preempt) {}
 void host_tick(uint64_t) {}
 void host_print_stack(G*) {}
 

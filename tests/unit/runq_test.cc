@@ -56,6 +56,28 @@ Test(runq, next_goes_first_and_displaces) {
   cr_assert(q.empty());
 }
 
+Test(runq, tells_whether_one_put_before_a_place_is_still_there) {
+  Q q;
+  Item items[4];
+  uint32_t start = q.place();
+  cr_assert_not(q.holds_before(start));
+  q.put(&items[0]);
+  q.put(&items[1]);
+  uint32_t place = q.place();
+  q.put(&items[2]);
+  cr_assert(q.holds_before(place));
+  cr_assert_not(q.holds_before(start));
+  q.get();
+  cr_assert(q.holds_before(place));
+  q.get();
+  cr_assert_not(q.holds_before(place));
+  for (int i = 0; i < 100; i++) {
+    q.put(&items[3]);
+    q.get();
+    cr_assert_not(q.holds_before(place));
+  }
+}
+
 Test(runq, steal_takes_half_rounded_up_oldest_first) {
   for (int n = 0; n <= 8; n++) {
     Q victim, thief;

@@ -314,6 +314,52 @@ ON_PROCS(a_burst_of_ready_gs_overflows_and_is_not_lost) {
   cr_assert_eq(l.left(), 0u);
 }
 
+// On one P, with Gs that compute in the ring and in the global queue: who is preempted to make
+// way gives it to the woken one, at every switch, and has its own turn before those who have
+// to wait for the end of a slice. The upkeep of every 64th switch used to send the woken one
+// to the ring's tail, behind all that compute, each of which then had a share first.
+Test(sched, who_makes_way_makes_it_for_the_woken_one, .timeout = 60) {
+  boot(1, Caller::kG1);
+  constexpr int kRounds = 300;
+  std::atomic<uint32_t> word{0};
+  std::atomic<int> woken{0}, others{0};
+  std::atomic<bool> stop{false};
+  Latch ended(3);
+  go([&] {
+    for (uint32_t n = 0; !stop; n = word.load()) {
+      gfutex_wait(&word, n, kNever, Wait::kFutex);
+      woken++;
+    }
+    ended.done();
+  });
+  for (int i = 0; i < 2; i++)
+    go([&] {
+      while (!stop) {
+        others++;
+        engine_enter(this_g());
+        yield_preempted(Preempt::kSliceOver);
+        engine_exit(this_g());
+      }
+      ended.done();
+    });
+  while (others < 2) let_others_run();
+  for (int i = 1; i <= kRounds; i++) {
+    int before = others;
+    word++;
+    gfutex_wake(&word, 1);
+    engine_enter(this_g());
+    yield_preempted(Preempt::kMakeWay);
+    engine_exit(this_g());
+    EXPECT(woken == i);
+    EXPECT(others <= before + 1);  // one may have been in the ring already
+  }
+  stop = true;
+  word++;
+  gfutex_wake(&word, 1);
+  ended.wait();
+  cr_assert_eq(fake::failures(), 0);
+}
+
 Test(sched, a_wired_g_runs_beside_the_others_and_can_block, .timeout = 60) {
   boot(1);
   int fd[2];
