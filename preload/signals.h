@@ -96,6 +96,8 @@ void preempt_here(int sig, siginfo_t* info, void* uc);
 // ---- sigsend.cc
 // Queues for g and gets it there. 0 or -errno (EAGAIN: queue full).
 int signal_g(G* g, int sig, const siginfo_t* info);
+// The same, but -ESRCH if g has ended meanwhile: a process signal goes to somebody else then.
+int signal_g_alive(G* g, int sig, const siginfo_t* info);
 uint64_t pending_of(const G* g);  // virtual: G's own and the process's
 // Takes one pending signal of `set` from g or the process. False: none.
 bool pending_take(G* g, uint64_t set, siginfo_t* out);

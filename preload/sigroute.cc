@@ -31,7 +31,8 @@ Deferred deferred[kDeferSlots];
 std::atomic<uint32_t> n_deferred{0};
 
 std::atomic<bool> masks_dirty{true};
-std::atomic<uint64_t> sysmon_open{0};
+std::atomic<uint64_t> sysmon_open{0};       // at least what it has open
+std::atomic<bool> masks_computing{false};   // it is finding out what to open (masks_note)
 std::atomic<uint32_t> masks_seen{0}, masks_changed{0};  // masks_seen: futex of masks_note
 
 bool lives(const G* g) {
@@ -88,7 +89,7 @@ void signal_process(int sig, const siginfo_t* info) {
   for (int tries = 0; tries < 8; tries++) {
     G* g = who_accepts(sig_bit(sig));
     if (g == nullptr) break;
-    if (signal_g(g, sig, info) == 0) return;
+    if (signal_g_alive(g, sig, info) == 0) return;
   }
   if (is_ours(sig)) {  // open in every M: it cannot wait in the kernel
     pending_add_process(sig, info);
@@ -127,11 +128,22 @@ void signals_route() {
 // ---------------------------------------------------------------- what sysmon keeps open
 
 void masks_note(uint64_t now_blocked, uint64_t now_open) {
-  uint64_t open = sysmon_open.load(std::memory_order_acquire);
+  // The caller has stored its mask. If sysmon is reading masks meanwhile, it may have read the
+  // old one:
+  //   1 g->sigmask                    a  masks_computing
+  //   2 fence                         b  fence
+  //   3 masks_computing?              c  every g->sigmask
+  // Either 3 sees a, and sysmon is told to begin anew, or c sees 1.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  uint64_t open = masks_computing.load(std::memory_order_acquire)
+                      ? 0
+                      : sysmon_open.load(std::memory_order_acquire);
   if ((now_open & kMaskable & ~open) != 0) {
     masks_dirty.store(true, std::memory_order_release);
     sysmon_kick();
   }
+  if (masks_computing.load(std::memory_order_acquire)) open = kMaskable;
+  else open = sysmon_open.load(std::memory_order_acquire);
   // One with a handler that arrives too late is given back; a default action cannot be.
   uint64_t left = now_blocked & open;
   for (uint64_t rest = left; rest != 0; rest &= rest - 1)
@@ -152,7 +164,10 @@ uint64_t deferred_pending() {
 }
 
 void masks_close(uint64_t bits) {
-  if ((sysmon_open.load(std::memory_order_acquire) & bits) == 0 || sysmon_thread()) return;
+  if (sysmon_thread()) return;
+  if (!masks_computing.load(std::memory_order_seq_cst) &&
+      (sysmon_open.load(std::memory_order_acquire) & bits) == 0)
+    return;
   uint32_t want = masks_changed.fetch_add(1, std::memory_order_acq_rel) + 1;
   masks_dirty.store(true, std::memory_order_release);
   sysmon_kick();
@@ -168,14 +183,18 @@ void host_tick(uint64_t) {
   signals_route();
   if (!masks_dirty.exchange(false, std::memory_order_acq_rel)) return;
   uint32_t upto = masks_changed.load(std::memory_order_acquire);
+  masks_computing.store(true, std::memory_order_seq_cst);  // masks_note, a
+  std::atomic_thread_fence(std::memory_order_seq_cst);
   uint64_t open = 0;
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
     if (lives(g) && !g->wired) open |= ~g->sigmask;  // a wired one's own thread is open
   open &= kMaskable;
   for (int sig : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) open &= ~sig_bit(sig);
   uint64_t mask = ~(open | sig_bit(kHard)) & kAllSignals;  // timers aim at us with it
-  sysmon_open.store(open, std::memory_order_release);
+  sysmon_open.fetch_or(open, std::memory_order_acq_rel);
   sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+  sysmon_open.store(open, std::memory_order_release);
+  masks_computing.store(false, std::memory_order_seq_cst);
   if (masks_seen.exchange(upto, std::memory_order_acq_rel) != upto)
     sys_futex_wake(&masks_seen, 1 << 30);
 }
@@ -184,6 +203,7 @@ void sigroute_after_fork() {
   for (Deferred& d : deferred) d.word.store(0, std::memory_order_relaxed);
   n_deferred.store(0, std::memory_order_relaxed);
   sysmon_open.store(0, std::memory_order_relaxed);
+  masks_computing.store(false, std::memory_order_relaxed);
   masks_dirty.store(true, std::memory_order_relaxed);
 }
 

@@ -307,6 +307,11 @@ void pending_discard(int sig) {
 }
 
 int signal_g(G* g, int sig, const siginfo_t* info) {
+  int err = signal_g_alive(g, sig, info);
+  return err == -ESRCH ? 0 : err;
+}
+
+int signal_g_alive(G* g, int sig, const siginfo_t* info) {
   if (g->wired) {
     int tid = g->m->tid.load(std::memory_order_relaxed);
     if (info->si_code == SI_TKILL) return real_tgkill(tid, sig);
@@ -325,7 +330,7 @@ int signal_g(G* g, int sig, const siginfo_t* info) {
   if (blocked && (signalfd_bits.load(std::memory_order_relaxed) & sig_bit(sig)) != 0 &&
       who_accepts(sig_bit(sig)) == nullptr)
     return give_to_kernel(sig, info);
-  if (int err = enqueue(t->pending, t, sig, info)) return err == -ESRCH ? 0 : err;
+  if (int err = enqueue(t->pending, t, sig, info)) return err;
   notify(g, sig);
   return 0;
 }

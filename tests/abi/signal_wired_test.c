@@ -207,7 +207,7 @@ static void *takes_process_signals(void *arg)
 // What servers do: one thread takes the signals, here a bound one, the others block all.
 static void process_signals_reach_it(void)
 {
-    enum { N = 6, ROUNDS = 100 };
+    enum { N = 6, ROUNDS = 40 };
     struct target t[N + 1];
     pthread_t pt[N + 1];
     struct sigaction old = set_action(SIGUSR1, on_signal, 0);
@@ -262,7 +262,7 @@ static void from_outside_only(int sig, siginfo_t *si, void *uc)
 // closed it meanwhile waits for the next, and says still who sent it.
 static void none_lost_at_a_closing_door(void)
 {
-    enum { N = 3, ROUNDS = 100 };
+    enum { N = 3, ROUNDS = 40 };
     struct target t[N];
     pthread_t pt[N];
     struct sigaction old = set_action(SIGUSR1, from_outside_only, SA_RESTART);
