@@ -84,6 +84,14 @@ void request_m() {
     sys_futex_wake(&sched.want_m, 1);
 }
 
+bool p_has_work(const P* p) { return !p->runq.empty(); }
+
+bool any_work() {
+  for (uint32_t i = 0; i < sched.procs; i++)
+    if (p_has_work(&sched.p[i])) return true;
+  return sched.globq_n.load(std::memory_order_acquire) != 0;
+}
+
 P* idle_p_get_locked() {
   P* p = sched.idle_p;
   if (p == nullptr) return nullptr;

@@ -164,14 +164,6 @@ void globq_put_locked(G* g) {
   sched.globq_n.store(sched.globq.n, std::memory_order_release);
 }
 
-bool p_has_work(const P* p) { return !p->runq.empty(); }
-
-bool any_work() {
-  for (uint32_t i = 0; i < sched.procs; i++)
-    if (p_has_work(&sched.p[i])) return true;
-  return sched.globq_n.load(std::memory_order_acquire) != 0;
-}
-
 void ready(G* g) {
   set_state(g, GState::kRunnable);
   G* self = t_g;
