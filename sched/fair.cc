@@ -108,7 +108,7 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
   if (p->asked_ns != 0 && now - p->asked_ns >= kLandsNs && asked_in_vain(m)) move_woken(p);
   uint64_t used = slice_used(p, g, now);
   bool slice_over = others_wait(p) && used >= slice_ns();
-  if ((others_wait(p) || outside_waits()) && spin_look(g, now)) slice_over = true;
+  if ((others_wait(p) || outside_waits()) && spin_look(m, g, now)) slice_over = true;
   if (!slice_over && !share_is_over(p, now)) return;
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
   // would end with EINTR.

@@ -80,7 +80,8 @@ struct alignas(kCacheLine) G {
   // --- waiting by spinning (spinwait.h)
   std::atomic<uint32_t> spin_marks{0};   // written by this G, read by sysmon
   std::atomic<uint64_t> probe_tsc{0};    // when kAttProbe was set
-  uint64_t quiet_tsc = 0;           // how long it had made no call when it was preempted; 0: it had
+  std::atomic<uint64_t> probe_cpu_ns{0};  // its M's processor time then
+  uint64_t quiet_ns = 0;            // how long it had made no call when it was preempted; 0: it had
 
   // --- signals, virtualised by preload/ (kernel bit order)
   uint64_t sigmask = 0;

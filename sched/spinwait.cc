@@ -2,6 +2,7 @@
 #include "sched/spinwait.h"
 
 #include "sched/netpoll.h"
+#include "sched/sysmon.h"
 
 namespace weft {
 namespace {
@@ -12,8 +13,8 @@ constexpr uint32_t kMarksKnown = 400;  // from here on a G is taken for one that
 constexpr uint32_t kMarksMost = 2000;
 constexpr uint32_t kMarksSlice = 300;  // quiet for a slice, or beside a pause
 constexpr uint32_t kMarksLook = 16;    // quiet for a short while: chance has a part in it
-constexpr uint64_t kLongTsc = 1'000'000;  // 0.4 ms at 2.5 GHz: no short stretch
-constexpr uint64_t kSoonTsc = 250'000;    // 0.1 ms: a hundredth of a slice
+constexpr uint64_t kLongNs = 400'000;  // no short stretch
+constexpr uint64_t kSoonNs = 100'000;  // a hundredth of a slice
 constexpr uint64_t kGoingOnNs = 5'000'000;
 constexpr uintptr_t kNearPc = 24;      // bytes before and after: a polling loop is short
 
@@ -27,7 +28,15 @@ void add_marks(G* g, uint32_t n) {
 
 bool known(const G* g) { return g->spin_marks.load(std::memory_order_relaxed) >= kMarksKnown; }
 
-void probe(G* g) {
+// Processor time of the calling kernel thread.
+uint64_t cpu_now_ns() {
+  struct timespec ts = {};
+  sys_call(SYS_clock_gettime, CLOCK_THREAD_CPUTIME_ID, sys_arg(&ts));
+  return static_cast<uint64_t>(ts.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(ts.tv_nsec);
+}
+
+void probe(G* g, uint64_t cpu_ns) {
+  g->probe_cpu_ns.store(cpu_ns, std::memory_order_relaxed);
   g->probe_tsc.store(tsc(), std::memory_order_relaxed);
   g->attention.fetch_or(kAttProbe, std::memory_order_release);
 }
@@ -56,12 +65,14 @@ bool pause_near(uintptr_t pc) {
 
 }  // namespace
 
-bool spin_look(G* g, uint64_t now) {
+bool spin_look(const M* m, G* g, uint64_t now) {
+  uint64_t cpu_ns = cpu_time_ns(m->tid.load(std::memory_order_relaxed));
   if (!probed(g)) {
-    probe(g);
+    probe(g, cpu_ns);
     return false;
   }
-  if (!known(g)) return false;
+  if (!known(g) || cpu_ns < g->probe_cpu_ns.load(std::memory_order_relaxed) + kSpinLookNs / 2)
+    return false;
   last_ns.store(now, std::memory_order_relaxed);
   return true;
 }
@@ -72,28 +83,29 @@ bool spin_preempted(G* g, uintptr_t pc) {
   // Taken back: leaving the engine after the switch is no call.
   uint32_t bits = g->attention.fetch_and(~uint32_t{kAttProbe}, std::memory_order_relaxed);
   bool quiet = (bits & kAttProbe) != 0;
-  g->quiet_tsc = quiet ? tsc() - g->probe_tsc.load(std::memory_order_relaxed) : 0;
-  if (pause_near(pc)) add_marks(g, kMarksSlice);
+  g->quiet_ns = quiet ? cpu_now_ns() - g->probe_cpu_ns.load(std::memory_order_relaxed) : 0;
+  // A lock's short spin before it sleeps (InnoDB's) has pauses, too.
+  if (g->quiet_ns >= kLongNs && pause_near(pc)) add_marks(g, kMarksSlice);
   if (!known(g)) return false;
   uint32_t all = sched.procs + sched.globq_n.load(std::memory_order_relaxed);
   return vain.fetch_add(1, std::memory_order_relaxed) >= 2 * all;
 }
 
-void spin_resumed(G* g) { probe(g); }
+void spin_resumed(G* g) { probe(g, cpu_now_ns()); }
 
 void spin_called(G* g) {
-  uint64_t quiet = g->quiet_tsc;
+  uint64_t quiet = g->quiet_ns;
   if (quiet == 0) return;
-  g->quiet_tsc = 0;
+  g->quiet_ns = 0;
   vain.store(0, std::memory_order_relaxed);
-  uint64_t soon = tsc() - g->probe_tsc.load(std::memory_order_relaxed);
-  if (soon >= quiet / 8 || soon >= kSoonTsc) return;
-  add_marks(g, quiet >= kLongTsc ? kMarksSlice : kMarksLook);
+  uint64_t soon = (tsc() - g->probe_tsc.load(std::memory_order_relaxed)) * 2 / 5;  // about
+  if (soon >= quiet / 8 || soon >= kSoonNs) return;
+  add_marks(g, quiet >= kLongNs ? kMarksSlice : kMarksLook);
 }
 
 void spin_reset(G* g) {
   g->spin_marks.store(0, std::memory_order_relaxed);
-  g->quiet_tsc = 0;
+  g->quiet_ns = 0;
 }
 
 bool spin_going_on(uint64_t now) {

@@ -16,6 +16,8 @@
 //
 // "Quiet" is found without a cost to calls: kAttProbe in G::attention is set by sysmon (or
 // when the G is resumed) and goes away at the next call, which looks at attention anyway.
+// Quiet is counted in processor time: on a busy machine a G whose M has lost its core for
+// some ms makes no call meanwhile either, and its next one soon after.
 // Calls that enter nothing (an uncontended mutex, which redis's loop takes now and then)
 // leave it alone.
 //
@@ -29,9 +31,9 @@ namespace weft {
 
 constexpr uint64_t kSpinLookNs = 50'000;  // a look costs sysmon 3 to 5 us
 
-// sysmon, others wait for p: true if g, which runs there, is known to spin and has been
+// sysmon, others wait for the P of m: true if g, which runs there, is known to spin and has been
 // quiet since the last look.
-bool spin_look(G* g, uint64_t now);
+bool spin_look(const M* m, G* g, uint64_t now);
 // g is being preempted at `pc`. Outside the engine. True if all that run have had their turn
 // and spin on: what they wait for comes from outside, and may need this core.
 bool spin_preempted(G* g, uintptr_t pc);

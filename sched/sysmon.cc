@@ -43,7 +43,8 @@ constexpr uint64_t kStillNs = 5'000;
 constexpr uint64_t kPollNs = 10'000'000;
 constexpr uint64_t kDeepAfterNs = 1'000'000'000;
 
-// CPU time of a kernel thread, by the clock id that its tid encodes (clock_getres(2)).
+}  // namespace
+
 uint64_t cpu_time_ns(int tid) {
   constexpr long kPerThreadSched = 6;
   struct timespec ts;
@@ -51,6 +52,8 @@ uint64_t cpu_time_ns(int tid) {
     return 0;
   return static_cast<uint64_t>(ts.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(ts.tv_nsec);
 }
+
+namespace {
 
 // Its CPU time moves between two looks, a fraction of a microsecond apart.
 bool on_core_now(int tid) {
@@ -116,7 +119,7 @@ bool check_p(P* p, uint64_t now) {
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = now;
-    if (s == GState::kRunning && (others_wait(p) || outside_waits())) spin_look(g, now);
+    if (s == GState::kRunning && (others_wait(p) || outside_waits())) spin_look(m, g, now);
     return false;
   }
   if (s != GState::kRunning) return false;

@@ -10,6 +10,8 @@ void sysmon_main(void*);
 void sysmon_kick();
 // False if m's thread sleeps in the kernel.
 bool sysmon_computes(const M* m);
+// CPU time of a kernel thread, by the clock id that its tid encodes (clock_getres(2)).
+uint64_t cpu_time_ns(int tid);
 // True on sysmon's own thread.
 bool sysmon_thread();
 // Once a tick: schedtrace, signal routing, deadlock detection (trace.cc).
