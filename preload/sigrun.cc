@@ -156,6 +156,8 @@ void end_run(Run& r) {
   r.g->sigmask = r.after;                                   // step 1
   r.g->m->kmask = r.after;                                  // as of rt_sigreturn
   std::atomic_thread_fence(std::memory_order_seq_cst);
+  // While the handler ran nobody else may have accepted what it blocked, and sysmon closed it.
+  masks_note(0, ~r.after);
 }
 
 // On g's stack. sig 0: what is queued.

@@ -60,6 +60,40 @@ static void itimer_real_reaches_the_waiting_main(void)
     sigaction(SIGALRM, &old, NULL);
 }
 
+static atomic_int slow;
+
+static void handle_slowly_once(int sig)
+{
+    (void)sig;
+    long long until = now_ns() + (atomic_exchange(&slow, 0) ? 12 * MS : 0);
+    while (now_ns() < until)
+        ;
+    atomic_fetch_add(&handled, 1);
+}
+
+// Ticks come while the only thread that accepts them is in the handler, which blocks them, and
+// go on coming. (The scheduler's own thread closed the signal then and was not told to open
+// it again: once main had nothing pending and slept, no further tick reached it.)
+static void ticks_go_on_after_one_came_during_the_handler(void)
+{
+    struct sigaction old = set_handler(SIGALRM, handle_slowly_once, SA_RESTART);
+    struct spin s = {.started = GATE_INIT};
+    struct itimerval it = {{0, 5000}, {0, 5000}}, off = {{0, 0}, {0, 0}};
+    handled = 0;
+    pthread_t t = spawn(spinner, &s);
+    gate_wait(&s.started, 1);
+    for (int round = 0; round < 4; round++) {
+        MUST(setitimer(ITIMER_REAL, &it, NULL) == 0);
+        int until = handled + 4;
+        slow = 1;
+        while (handled < until) pause();
+        MUST(setitimer(ITIMER_REAL, &off, NULL) == 0);
+    }
+    s.stop = 1;
+    join(t);
+    sigaction(SIGALRM, &old, NULL);
+}
+
 static atomic_int prof_hits;
 
 static void on_prof(int sig, siginfo_t *si, void *uc)
@@ -303,6 +337,7 @@ static void timer_without_notification(void)
 
 static const struct CMUnitTest tests[] = {
     T(itimer_real_reaches_the_waiting_main),
+    T(ticks_go_on_after_one_came_during_the_handler),
     T(itimer_prof_and_virtual_tick_while_computing),
     T(alarm_set_by_a_finished_thread),
     T(timer_signal_is_taken_by_sigwaitinfo),
