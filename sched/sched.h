@@ -80,6 +80,7 @@ struct alignas(kCacheLine) P {
   std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
   // --- sysmon only
   uint32_t seen_tick = 0;
+  uint64_t moved_ns = 0;                 // the last look that found another G than the one before
   uint64_t slice_before_ns = 0;          // the tick before the slice was noticed
   uint64_t asked_ns = 0;                 // when its G was last asked to stop; 0: not yet
   G* way_g = nullptr;                    // asked to make way; and what it had used of its slice

@@ -118,7 +118,7 @@ bool check_p(P* p, uint64_t now) {
   }
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
-    p->hidden_since_ns = now;
+    p->hidden_since_ns = p->moved_ns = now;
     if (s == GState::kRunning && (others_wait(p) || outside_waits())) spin_look(m, g, now);
     return false;
   }
