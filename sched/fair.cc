@@ -128,6 +128,12 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
   host_preempt(m, slice_over ? Preempt::kSliceOver : Preempt::kMakeWay);
 }
 
+void check_slice_in_call(P* p, G* g, uint64_t now) {
+  if (sched.preempt_ms == 0 || !others_wait(p)) return;
+  if (slice_used(p, g, now) >= slice_ns() || share_is_over(p, now))
+    g->attention.fetch_or(kAttPreempt, std::memory_order_seq_cst);
+}
+
 void note_timer(uint64_t deadline_ns) {
   if (sched.n_idle_p.load(std::memory_order_relaxed) != 0 || sched.preempt_ms == 0) return;
   std::atomic_thread_fence(std::memory_order_seq_cst);  // the timer is in; sysmon_begins_sleep

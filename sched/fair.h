@@ -42,6 +42,9 @@ bool outside_waits();
 void note_hog(P* p);
 // sysmon: p's M m runs g and computes, as far as one sees. Preempts it if it is time.
 void check_slice(P* p, M* m, G* g, uint64_t now);
+// sysmon: g is in a system call on p, most likely one of many short ones. If it is time, it
+// gives way as it comes out of it; no signal is needed.
+void check_slice_in_call(P* p, G* g, uint64_t now);
 // sysmon: p runs another slice now; the tick before it noticed was at `before`.
 void slice_begins(P* p, uint64_t now, uint64_t before);
 // sysmon: how long it may sleep while all Ps are busy; kNever: as it likes.

@@ -111,10 +111,14 @@ bool check_p(P* p, uint64_t now) {
   auto s = static_cast<GState>(state & 0xffffffffu);
   uint32_t switches = p->switches.load(std::memory_order_relaxed);
   uint32_t tick = p->tick.load(std::memory_order_relaxed);
-  if (s == GState::kSyscall) return check_syscall(p, m, g, state, now);
   if (tick != p->seen_tick) {
     p->seen_tick = tick;
     slice_begins(p, now, last_tick_ns);
+  }
+  if (s == GState::kSyscall) {
+    if (check_syscall(p, m, g, state, now)) return true;
+    check_slice_in_call(p, g, now);
+    return false;
   }
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
