@@ -285,8 +285,7 @@ void yield_preempted(Preempt why) {
   P* p = g->m->p;
   if (why == Preempt::kMakeWay) {
     uint32_t queued = p->runq.size() + (p->runq.has_next() ? 1 : 0);
-    if (queued == 0 && sched.globq_n.load(std::memory_order_relaxed) == 0)
-      return;  // somebody else has taken the woken one
+    if (!others_wait(p)) return;  // somebody else has taken the woken one
     if (queued != 0 && queued < kRunqSize / 2 && sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
       set_state(g, GState::kRunnable);
       count(p->tick);
