@@ -23,7 +23,9 @@ void fire_sleep(Timer* t) {
 }  // namespace
 
 Reason park(G* g) {
-  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~uint32_t{kAttProbe};
+  // Who parks gives its P up anyway: the end of its slice, which sysmon may mark at any moment,
+  // ends no wait.
+  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~uint32_t{kAttProbe | kAttPreempt};
   if (WEFT_UNLIKELY(bits != 0) &&
       (g->interruptible.load(std::memory_order_relaxed) || (bits & kAttBreak) != 0)) {
     // A signal or a cancel came before we published: do not sleep on it. If the claim is
