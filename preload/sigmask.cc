@@ -69,7 +69,7 @@ void host_attention(G* g) {
   if ((bits & kAttSignal) != 0) signals_attention(g);
   if ((bits & kAttPreempt) != 0 && this_g() == g) {
     engine_enter(g);
-    if (g->m->p != nullptr) yield_preempted(static_cast<Preempt>(g->preempt_why));
+    if (g->m->p != nullptr) yield_preempted(preempt_why_taken(g));
     engine_exit(g);
   }
   if ((bits & kAttCancel) != 0) cancel_attention(g);

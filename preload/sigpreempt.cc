@@ -90,7 +90,7 @@ void preempt_here(int, siginfo_t*, void* ucv) {
   if (g->m->p != nullptr) {
     sched.n_preempts.fetch_add(1, std::memory_order_relaxed);
     if (in_vain) sys_sched_yield();
-    yield_preempted(static_cast<Preempt>(g->preempt_why));
+    yield_preempted(preempt_why_taken(g));
   }
   if (g->m->kmask == kMaskNoG) host_sync_signals(g->m, g);
   frame_forget_stack(uc);

@@ -190,6 +190,13 @@ void switch_away();
 void yield(bool to_global);
 // Preempted: a G that only makes way goes on here, when those who were woken have run.
 void yield_preempted(Preempt why);
+// What a signal told g, the caller, and not a word more than once; kNo: sysmon marked it while
+// it was in a call, as for the end of a slice.
+inline Preempt preempt_why_taken(G* g) {
+  auto why = static_cast<Preempt>(g->preempt_why);
+  g->preempt_why = 0;
+  return why;
+}
 // Ends the calling G, already marked dead. It is off its stack when `on_cpu` is 0.
 [[noreturn]] void g_exit();
 // State kDead; before a joiner is told or the slot is freed (g_free). Whom it readies from
