@@ -60,7 +60,8 @@ bool share_is_over(const P* p, uint64_t now) {
 // elsewhere.
 void move_woken(P* p) {
   P* to = longest_running(p);
-  if (to == nullptr || asked_in_vain(to->m.load(std::memory_order_acquire))) return;
+  const M* m = to != nullptr ? to->m.load(std::memory_order_acquire) : nullptr;
+  if (m == nullptr || asked_in_vain(m)) return;  // null: it has been left since
   G* g = p->runq.get_next();
   if (g == nullptr) return;
   if (to->runq.offer_next(g)) {
