@@ -3,8 +3,11 @@
 //
 // Behaviours: getattr_np answers for main, for self, and for the creator at once; the range
 // holds the locals; size and guard asked for are honoured; a program's own stack is used
-// whole; PTHREAD_STACK_MIN runs; 64 MiB are usable to the bottom; the guard faults.
+// whole; PTHREAD_STACK_MIN runs; 64 MiB are usable to the bottom; the guard faults, that of
+// each of many threads too.
 // Invariant: the reported range is the memory the thread really runs on.
+#include <sys/uio.h>
+
 #include "abi.h"
 
 struct range {
@@ -333,6 +336,29 @@ static void range_is_readable_by_others(void **state) {
   CHECK(sum < (unsigned long)-1);
 }
 
+// Slots cut many at once: each still has its own guard, and all of its stack.
+static int can_read(const void *at) {
+  char byte;
+  struct iovec to = {&byte, 1}, from = {(void *)(uintptr_t)at, 1};
+  return process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
+}
+
+static void each_of_many_threads_has_its_guard(void **state) {
+  (void)state;
+  enum { N = 400 };
+  static pthread_t t[N];
+  STORE(&gate, 0);
+  for (int i = 0; i < N; i++) t[i] = start(report_when_open, NULL);
+  for (int i = 0; i < N; i++) {
+    struct range r = range_of(t[i]);
+    CHECK(can_read(r.low));
+    CHECK(can_read(r.low + r.bytes - 1));
+    CHECK(!can_read(r.low - 1));
+  }
+  STORE(&gate, 1);
+  for (int i = 0; i < N; i++) join(t[i]);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(main_range_holds_its_locals),
@@ -349,6 +375,7 @@ int main(void) {
       cmocka_unit_test(overflow_hits_the_guard),
       cmocka_unit_test(byte_below_the_range_is_guarded),
       cmocka_unit_test(range_is_readable_by_others),
+      cmocka_unit_test(each_of_many_threads_has_its_guard),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
