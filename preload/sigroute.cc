@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "preload/api.h"
+#include "preload/high_water.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
 #include "sched/sysmon.h"
@@ -29,6 +30,7 @@ struct Deferred {
 
 Deferred deferred[kDeferSlots];
 std::atomic<uint32_t> n_deferred{0};
+HighWater deferred_used;
 
 std::atomic<bool> masks_dirty{true};
 std::atomic<uint64_t> sysmon_open{0};       // at least what it has open
@@ -46,7 +48,9 @@ bool accepts(const G* g, uint64_t bit) {
 }
 
 bool put_aside(G* to, int sig, const siginfo_t* info) {
-  for (Deferred& d : deferred) {
+  for (uint32_t i = 0; i < kDeferSlots; i++) {
+    Deferred& d = deferred[i];
+    deferred_used.reach(i);
     uint32_t free = 0;
     if (!d.word.compare_exchange_strong(free, 1, std::memory_order_acquire)) continue;
     d.info = *info;
@@ -200,7 +204,8 @@ void host_tick(uint64_t) {
 }
 
 void sigroute_after_fork() {
-  for (Deferred& d : deferred) d.word.store(0, std::memory_order_relaxed);
+  for (uint32_t i = 0; i < deferred_used.top(); i++)
+    deferred[i].word.store(0, std::memory_order_relaxed);
   n_deferred.store(0, std::memory_order_relaxed);
   sysmon_open.store(0, std::memory_order_relaxed);
   masks_computing.store(false, std::memory_order_relaxed);

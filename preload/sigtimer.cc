@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "preload/api.h"
+#include "preload/high_water.h"
 #include "preload/ids.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
@@ -33,6 +34,7 @@ struct Record {
 };
 Record records[kMaxTimers];
 std::atomic<uint32_t> n_records{0};
+HighWater records_used;
 
 Record* record_of(const void* p) {
   auto at = reinterpret_cast<uintptr_t>(p), lo = reinterpret_cast<uintptr_t>(records);
@@ -52,12 +54,10 @@ Record* find(timer_t t) {
 int create(clockid_t clock, const struct sigevent* ev, G* g, timer_t* out) {
   if (ev->sigev_signo < 1 || ev->sigev_signo >= kSignals) return EINVAL;
   Record* r = nullptr;
-  for (Record& x : records) {
+  for (uint32_t i = 0; i < kMaxTimers && r == nullptr; i++) {
+    records_used.reach(i);
     uint32_t free = 0;
-    if (x.used.compare_exchange_strong(free, 1, std::memory_order_acquire)) {
-      r = &x;
-      break;
-    }
+    if (records[i].used.compare_exchange_strong(free, 1, std::memory_order_acquire)) r = &records[i];
   }
   if (r == nullptr) return EAGAIN;
   struct sigevent kev;
@@ -114,7 +114,8 @@ void timer_taken(siginfo_t* info) {
 }
 
 void sigtimer_after_fork() {  // timers are not inherited
-  for (Record& r : records) r.used.store(0, std::memory_order_relaxed);
+  for (uint32_t i = 0; i < records_used.top(); i++)
+    records[i].used.store(0, std::memory_order_relaxed);
   n_records.store(0, std::memory_order_relaxed);
 }
 

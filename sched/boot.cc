@@ -48,6 +48,7 @@ int sched_boot(const BootConfig& c, G* g1, G* g0_slot) {
   sched.preempt_ms = c.preempt_ms;
   sched.fsgsbase = c.fsgsbase;
   sched.crowded = c.crowded;
+  gfutex_boot();
   sched.membarrier =
       sys_call(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
   for (uint32_t i = 0; i < c.procs; i++) (new (&sched.p[i]) P)->id = i;

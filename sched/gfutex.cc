@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <sys/mman.h>
 
 #include "sched/syscall.h"
 
@@ -44,7 +45,8 @@ struct alignas(kCacheLine) Bucket {
   Waiter* head = nullptr;
   Waiter* tail = nullptr;
 };
-Bucket buckets[kBuckets];
+alignas(kPageBytes) Bucket buckets[kBuckets];
+bool empty_in_children = false;  // the kernel sees to it
 
 Bucket& bucket_of(const void* addr) {
   uint64_t h = (reinterpret_cast<uint64_t>(addr) >> 2) * 0x9e3779b97f4a7c15u;
@@ -464,7 +466,12 @@ void gfutex_visit(const void* addr, void (*visit)(WaitQueue&, void*), void* arg)
   ready_all(q.wakes_.head);
 }
 
+void gfutex_boot() {
+  empty_in_children = sys_madvise(buckets, sizeof buckets, MADV_WIPEONFORK) == 0;
+}
+
 void gfutex_after_fork() {
+  if (empty_in_children) return;  // nor is a page of the table copied or even looked at
   // A thread that is not here may have been between any two stores of a link or unlink: head
   // and tail need not agree. Only what is wrong is written: the table is mostly untouched.
   for (Bucket& b : buckets) {

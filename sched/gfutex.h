@@ -122,6 +122,7 @@ class WaitQueue {
 };
 void gfutex_visit(const void* addr, void (*visit)(WaitQueue& q, void* arg), void* arg);
 
+void gfutex_boot();
 void gfutex_after_fork();
 
 }  // namespace weft
