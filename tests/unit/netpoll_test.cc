@@ -139,6 +139,26 @@ ON_PROCS(an_event_for_nobody_does_not_end_the_watch) {
   cr_assert(fake::failures() == 0);
 }
 
+// The same for a break, which a sleeper with an earlier deadline makes: the M that came back
+// found that sleeper's M idle already, nothing due, and stopped. Once sysmon slept deep (1 s)
+// no timer fired any more: sleep(1) of a thread beside another's timed rwlock wait hung.
+ON_PROCS(a_break_does_not_end_the_watch_over_timers) {
+  boot(procs);
+  std::atomic<uint32_t> never{0};
+  Latch done(1);
+  go([&] {
+    gfutex_wait(&never, 0, host_now_ns() + 1500 * kMs, Wait::kSleep);
+    done.done();
+  });
+  cr_assert(wait_until([&] { return sched.last_poll_ns.load() == 0; }));
+  for (int i = 0; i < 20; i++) {
+    netpoll_break();
+    sys_sleep_ns(kMs);  // it comes back; how far does not matter
+  }
+  cr_assert(wait_until([&] { return done.left() == 0; }));
+  cr_assert(fake::failures() == 0);
+}
+
 ON_PROCS(hang_up_wakes_all) {
   boot(procs);
   int p[2];
