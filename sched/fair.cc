@@ -1,6 +1,8 @@
 // fair.cc - see fair.h.
 #include "sched/fair.h"
 
+#include <algorithm>
+
 #include "sched/netpoll.h"
 #include "sched/spinwait.h"
 #include "sched/sysmon.h"
@@ -11,7 +13,8 @@ namespace {
 constexpr uint64_t kTimerGraceNs = 20'000;    // sysmon.cc leaves a due timer to its P so long
 constexpr uint64_t kAgainNs = 50'000;         // sooner than that sysmon may not get a core
 constexpr uint64_t kFairForNs = 10'000'000;
-constexpr uint64_t kAskAgainNs = 1'000'000;   // a refused end of a slice is asked for again
+constexpr uint64_t kAskAgainNs = 1'000'000;   // a refused end of a slice is asked for again,
+constexpr uint64_t kAskParts = 8;             // after a part of a short slice
 constexpr uint64_t kMakeWayAgainNs = 250'000;
 constexpr uint64_t kLandsNs = 150'000;        // a signal to a thread on its core lands in 10 us
 
@@ -36,6 +39,9 @@ P* longest_running(const P* but) {
 }
 
 uint64_t slice_ns() { return uint64_t{sched.preempt_ms} * 1'000'000; }
+
+// Then sysmon also sees that another G runs there, whose slice begins with that look.
+uint64_t ask_again_ns() { return std::min(kAskAgainNs, slice_ns() / kAskParts); }
 
 // What g had had of its slice before it made way; 0: the slice is a new one.
 uint64_t used_before(const G* g) {
@@ -111,13 +117,13 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
   bool slice_over = others_wait(p) && used >= slice_ns();
   if ((others_wait(p) || outside_waits()) && spin_look(m, g, now)) slice_over = true;
   if (!slice_over && !share_is_over(p, now)) return;
+  // A refused one is asked for again.
+  if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
   // would end with EINTR.
   if (!sysmon_computes(m)) return;
-  // A refused one is asked for again.
   if (slice_over) {
     g->slice_used_ns = 0;
-    p->slice_since_ns = now - slice_ns() + kAskAgainNs;
     p->way_g = nullptr;
   } else {
     p->way_g = g;
@@ -171,6 +177,11 @@ static uint64_t next_look(const P* p) {
   return share > moved ? share : moved;
 }
 
+// When the slice of the G on p may be over.
+static uint64_t slice_end(const P* p) {
+  return std::max(p->slice_since_ns, p->moved_ns) + slice_ns();
+}
+
 uint64_t fair_delay(uint64_t now) {
   if (sched.preempt_ms == 0 || sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kNever;
   bool lately = now - sched.fair_since_ns.load(std::memory_order_relaxed) < kFairForNs;
@@ -181,6 +192,7 @@ uint64_t fair_delay(uint64_t now) {
     uint64_t due = p->timers.earliest();
     if (due != kNever) due += kTimerGraceNs;
     if (uint64_t look = next_look(p); look < due && p_has_woken(p)) due = look;
+    if (uint64_t end = slice_end(p); end < due && others_wait(p)) due = end;
     if (due == kNever) continue;
     uint64_t left = due > now + kAgainNs ? due - now : kAgainNs;  // never a busy loop
     if (left < delay) delay = left;

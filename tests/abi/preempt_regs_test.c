@@ -4,6 +4,8 @@
 // Invariant: seeded values are loaded, the loop runs `loop` (which touches rcx only)
 //            in user code for a while, then everything is stored and compared.
 // Callers:   run natively and under LD_PRELOAD, best with WEFT_PREEMPT=1; io.h only.
+//            TEST_SEED=N and TEST_MS=N (of each of three cases; 400): with 30000 it
+//            is 10^5 preemptions (WEFT_STATS=1 counts them).
 #include "io.h"
 
 #define F_USED 0xcd5u  // CF PF AF ZF SF DF OF
@@ -159,15 +161,23 @@ static void *victim_main(void *arg)
     return NULL;
 }
 
+static long long env_or(const char *name, long long otherwise)
+{
+    const char *s = getenv(name);
+    return s ? atoll(s) : otherwise;
+}
+
 static void torture(int first, int last, uint64_t seed)
 {
     enum { N = 8 };
     struct victim v[N];
     pthread_t t[N];
     int n = 0;
+    seed = (uint64_t)env_or("TEST_SEED", (long long)seed);
+    long long end = now_ns() + env_or("TEST_MS", 400) * MS;
     print_message("seed %llu\n", (unsigned long long)seed);
     for (int k = first; n < N; k = k < last ? k + 1 : first) {
-        v[n] = (struct victim){&kinds[k], seed + (uint64_t)n, now_ns() + 400 * MS, 0};
+        v[n] = (struct victim){&kinds[k], seed + (uint64_t)n, end, 0};
         t[n] = spawn(victim_main, &v[n]);
         n++;
     }

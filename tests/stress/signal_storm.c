@@ -6,7 +6,7 @@
 //            process signal is handled once, by a thread that does not block it.
 // Callers:   signal_storm [seed [seconds [count]]]; natively or under LD_PRELOAD. Prints the
 //            seed first and the counts last; exit 0 when all is well. With a count (or
-//            WEFT_TEST_SIGNALS=count) it sends so many of each kind instead of sending for
+//            TEST_SIGNALS=count) it sends so many of each kind instead of sending for
 //            so long: the full test is 100000.
 #define IO_NO_CMOCKA
 #include "../abi/io.h"
@@ -280,7 +280,7 @@ int main(int argc, char **argv)
 {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)now_ns();
     double seconds = argc > 2 ? atof(argv[2]) : 2;
-    const char *counted = argc > 3 ? argv[3] : getenv("WEFT_TEST_SIGNALS");
+    const char *counted = argc > 3 ? argv[3] : getenv("TEST_SIGNALS");
     long count = counted ? atol(counted) : 0;
     printf("signal_storm seed %llu\n", (unsigned long long)seed);
     fflush(stdout);
