@@ -265,6 +265,24 @@ ON_PROCS(retakes_race_returns) {
   cr_assert_eq(counter, 60u * 60);
 }
 
+// With nobody to use it and nothing to watch, a P was taken from each call of 20 us where all
+// others were in calls too: another M woke for it, found nothing, and slept again.
+ON_PROCS(gs_in_short_calls_keep_their_ps_when_nobody_wants_them) {
+  boot(procs);
+  Latch l(procs);
+  for (uint32_t i = 0; i < procs; i++)
+    go([&] {
+      for (int k = 0; k < 20; k++) {
+        struct timespec ts = {0, 2'000'000};
+        in_syscall([&] { return sys_call(SYS_nanosleep, sys_arg(&ts)); });
+      }
+      l.done();
+    });
+  l.wait();
+  // A call may last over 10 ms where the machine is busy, and a new G may be waiting yet.
+  cr_assert_leq(sched.n_retakes.load(), uint64_t{procs} * 20 / 4);
+}
+
 // An M that has switched to g0 still names the G it left in curg, and may lose its core there.
 // sysmon took that for the M of the call that the G made meanwhile on another M: it took the
 // first M's P, behind its back (CHECK in release_p or acquire_p soon after).
