@@ -1,10 +1,11 @@
-// cpuclock.cc - CPU clocks of threads: clock_gettime, pthread_getcpuclockid, getrusage.
+// cpuclock.cc - clocks: clock_gettime, gettimeofday, pthread_getcpuclockid, getrusage.
 //
 // A G's clock id has the kernel's form for threads, with the virtual tid in it: no kernel
 // thread can have that number. Main's is its pid's, as natively. All other clocks stay
 // libc's, at the speed of the vdso.
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 
 #include "preload/api.h"
 #include "preload/ids.h"
@@ -35,18 +36,40 @@ clockid_t kernel_clock(clockid_t c) {
   return g != nullptr && g->wired ? clock_of(g->m->tid.load(std::memory_order_relaxed)) : c;
 }
 
+// Loops that read the clock until something comes to pass are nearly always found in libc or
+// in the vdso, where a G is not preempted: it makes way here.
+inline void make_way_if_asked() {
+  G* g = t_g;
+  if (WEFT_LIKELY(g == nullptr || (g->attention.load(std::memory_order_relaxed) & kAttPreempt) == 0))
+    return;
+  int saved = errno;
+  engine_enter(g);
+  engine_exit(g);
+  errno = saved;
+}
+
 }  // namespace
 }  // namespace weft
 
 using namespace weft;
 
 WEFT_EXPORT int clock_gettime(clockid_t c, struct timespec* ts) noexcept {
-  if (WEFT_LIKELY(c >= 0 && c != CLOCK_THREAD_CPUTIME_ID)) return real().clock_gettime(c, ts);
+  if (WEFT_LIKELY(c >= 0 && c != CLOCK_THREAD_CPUTIME_ID)) {
+    int r = real().clock_gettime(c, ts);
+    make_way_if_asked();
+    return r;
+  }
   G* g = g_of_clock(c);
   if (g == nullptr) return real().clock_gettime(kernel_clock(c), ts);
   uint64_t ns = cpu_used(g);
   *ts = {static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
   return 0;
+}
+
+WEFT_EXPORT int gettimeofday(struct timeval* tv, void* tz) noexcept {
+  int r = real().gettimeofday(tv, tz);
+  make_way_if_asked();
+  return r;
 }
 
 WEFT_EXPORT int clock_getres(clockid_t c, struct timespec* ts) noexcept {

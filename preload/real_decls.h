@@ -27,5 +27,6 @@ extern "C" int __libc_start_main(int (*)(int, char**, char**), int, char**, void
 #include <sys/ptrace.h>
 #include <sys/signalfd.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 extern "C" int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void*);

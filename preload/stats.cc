@@ -26,7 +26,8 @@ __attribute__((destructor)) void print_stats() {
       << " slots=" << gs << " switches=" << switches << " steals=" << steals
       << " wakes=" << counter(sched.n_wakes) << " handoffs=" << handoffs
       << " retakes=" << counter(sched.n_retakes) << " hidden=" << counter(sched.n_hidden)
-      << " preempts=" << counter(sched.n_preempts) << " polls=" << np.polls
+      << " preempts=" << counter(sched.n_preempts)
+      << " refused=" << counter(sched.n_refused) << " polls=" << np.polls
       << " events=" << np.events << " breaks=" << np.breaks << " repaired=" << np.repaired << "\n";
 }
 

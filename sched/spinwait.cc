@@ -91,6 +91,11 @@ bool spin_preempted(G* g, uintptr_t pc) {
   return vain.fetch_add(1, std::memory_order_relaxed) >= 2 * all;
 }
 
+void spin_refused(G* g) {
+  uint32_t marks = g->spin_marks.load(std::memory_order_relaxed);
+  g->spin_marks.store(marks > kMarksLook ? marks - kMarksLook : 0, std::memory_order_relaxed);
+}
+
 void spin_resumed(G* g) { probe(g, cpu_now_ns()); }
 
 void spin_called(G* g) {

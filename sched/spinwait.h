@@ -37,6 +37,8 @@ bool spin_look(const M* m, G* g, uint64_t now);
 // g is being preempted at `pc`. Outside the engine. True if all that run have had their turn
 // and spin on: what they wait for comes from outside, and may need this core.
 bool spin_preempted(G* g, uintptr_t pc);
+// g was to be preempted and stands where it cannot be (in libc): it polls no word.
+void spin_refused(G* g);
 // g runs again.
 void spin_resumed(G* g);
 // kAttProbe was set and g makes a call.

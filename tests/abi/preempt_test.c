@@ -234,9 +234,35 @@ static void interrupted_computations_give_the_same_result(void)
     }
 }
 
+static void *read_clocks(void *arg)
+{
+    struct timespec ts;
+    struct timeval tv;
+    while (!*(volatile int *)arg) {
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+        gettimeofday(&tv, NULL);
+    }
+    return NULL;
+}
+
+// They were asked to make way 30,000 times a second, always in libc or the vdso, where no
+// thread is stopped: a sleeper beside them woke 40 to 1000 ms late.
+static void loops_that_read_clocks_make_way(void)
+{
+    volatile int stop = 0;
+    pthread_t t[2];
+    for (int i = 0; i < 2; i++) t[i] = spawn(read_clocks, (void *)&stop);
+    long long start = now_ns();
+    for (int i = 0; i < 500; i++) usleep(1000);
+    CHECK(now_ns() - start < IO_LIMIT_NS);
+    stop = 1;
+    for (int i = 0; i < 2; i++) join(t[i]);
+}
+
 static const struct CMUnitTest tests[] = {
     T(spinners_are_stopped_by_a_later_thread),
     T(main_spins_too),
+    T(loops_that_read_clocks_make_way),
     T(baton_passed_by_spinning),
     T(interactive_threads_beside_spinners),
     T(spinners_share),
