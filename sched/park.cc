@@ -52,7 +52,7 @@ Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
   t.token = token;
   if (g->m->p->timers.add(&t)) {
     // An M sleeping in the netpoller knows no deadline earlier than poll_until_ns. Its
-    // store of poll_until_ns and second look pair with this fence (sched.cc).
+    // store of poll_until_ns and second look pair with this fence (findwork.cc).
     std::atomic_thread_fence(std::memory_order_seq_cst);
     uint64_t until = sched.poll_until_ns.load(std::memory_order_relaxed);
     if (until != 0 && deadline_ns < until) netpoll_break();

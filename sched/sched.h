@@ -223,6 +223,8 @@ void acquire_p(M* m, P* p);
 P* idle_p_get_locked();
 void idle_p_put_locked(P* p);
 void globq_put_locked(G* g);
+// A fair share of the global queue, at most max; one is returned, the others go to p's ring.
+G* globq_get(P* p, uint32_t max);
 bool p_has_work(const P* p);
 bool any_work();  // in any queue, idle Ps' and the global one included
 void stop_m(M* m);

@@ -1,4 +1,4 @@
-// idle_model.cc - submitting work while Ms go idle (sched.cc, m.cc) under every order.
+// idle_model.cc - submitting work while Ms go idle (sched.cc, findwork.cc, m.cc) under every order.
 //
 // Two Ps. P0's M computes and never looks at its queue again; P1 comes and goes. wake_p,
 // start_m, stop_m, hand_off_p and the end of find_runnable have the steps of the engine.
