@@ -79,10 +79,13 @@ bool here(long pid) { return sched.booted.load(std::memory_order_relaxed) && pid
 long to_process(int sig, const siginfo_t* info) {
   uint64_t bit = sig_bit(sig);
   G* self = this_g();
-  G* g = who_accepts(bit);
-  if (g != nullptr && g != first_thread() && self != nullptr && (self->sigmask & bit) == 0)
-    g = self;
-  if (g != nullptr) return signal_g(g, sig, info);
+  for (int tries = 0; tries < 8; tries++) {
+    G* g = who_accepts(bit);
+    if (g == nullptr) break;
+    if (g != first_thread() && self != nullptr && (self->sigmask & bit) == 0) g = self;
+    int r = signal_g_of_process(g, sig, info);
+    if (r != -ESRCH) return r;
+  }
   masks_close(bit);  // it is to stay pending in the kernel, for all to see
   return 1;
 }

@@ -96,15 +96,16 @@ void preempt_here(int sig, siginfo_t* info, void* uc);
 // ---- sigsend.cc
 // Queues for g and gets it there. 0 or -errno (EAGAIN: queue full).
 int signal_g(G* g, int sig, const siginfo_t* info);
-// The same, but -ESRCH if g has ended meanwhile: a process signal goes to somebody else then.
-int signal_g_alive(G* g, int sig, const siginfo_t* info);
+// One that was sent to the process, for g to take. -ESRCH if g has ended meanwhile: it goes to
+// somebody else then, as it does if g ends before it has taken it.
+int signal_g_of_process(G* g, int sig, const siginfo_t* info);
 uint64_t pending_of(const G* g);  // virtual: G's own and the process's
 // Takes one pending signal of `set` from g or the process. False: none.
 bool pending_take(G* g, uint64_t set, siginfo_t* out);
 // Boot, on g1's kernel thread, g1's mask still the kernel's: g1 takes over what is pending for
 // the kernel thread alone.
 void pending_adopt(G* g1);
-// A G's pending signals die with it.
+// A G's pending signals die with it; those of the process go to another thread.
 void pending_drop(G* g);
 // The action became "ignore": what is pending is dropped, everywhere.
 void pending_discard(int sig);

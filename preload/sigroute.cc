@@ -93,7 +93,7 @@ void signal_process(int sig, const siginfo_t* info) {
   for (int tries = 0; tries < 8; tries++) {
     G* g = who_accepts(sig_bit(sig));
     if (g == nullptr) break;
-    if (signal_g_alive(g, sig, info) == 0) return;
+    if (signal_g_of_process(g, sig, info) == 0) return;
   }
   if (is_ours(sig)) {  // open in every M: it cannot wait in the kernel
     pending_add_process(sig, info);

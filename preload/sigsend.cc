@@ -32,6 +32,7 @@ constexpr uint32_t kMaxNodes = 96000;   // about RLIMIT_SIGPENDING's default
 
 struct Node {
   Node* next;
+  bool process;  // sent to the process: another thread's if this one ends first
   siginfo_t info;
 };
 
@@ -88,11 +89,12 @@ void node_put(Node* n) {
 Node*& last_of(PendingSet& set) { return reinterpret_cast<Node*&>(set.head); }
 
 // `t` null: the process's. -ESRCH: the thread has ended.
-int enqueue(PendingSet& set, const Thread* t, int sig, const siginfo_t* info) {
+int enqueue(PendingSet& set, const Thread* t, int sig, const siginfo_t* info, bool process) {
   Node* n = node_get();
   if (n == nullptr) return sig < SIGRTMIN && (set.bits.load() & sig_bit(sig)) != 0 ? 0 : -EAGAIN;
   n->info = *info;
   n->info.si_signo = sig;
+  n->process = process;
   int err = 0;
   {
     Hold hold(set.lock);
@@ -112,7 +114,7 @@ int enqueue(PendingSet& set, const Thread* t, int sig, const siginfo_t* info) {
 }
 
 // The lowest signal of `want`, the oldest of that number.
-bool dequeue(PendingSet& set, uint64_t want, siginfo_t* out) {
+bool dequeue(PendingSet& set, uint64_t want, siginfo_t* out, bool* process = nullptr) {
   if ((set.bits.load(std::memory_order_acquire) & want) == 0) return false;
   Node* taken = nullptr;
   {
@@ -140,6 +142,7 @@ bool dequeue(PendingSet& set, uint64_t want, siginfo_t* out) {
     if (!more) set.bits.fetch_and(~sig_bit(sig), std::memory_order_relaxed);
   }
   *out = taken->info;
+  if (process != nullptr) *process = taken->process;
   node_put(taken);
   return true;
 }
@@ -248,7 +251,7 @@ bool pending_take(G* g, uint64_t set, siginfo_t* out) {
 
 bool pending_add_process(int sig, const siginfo_t* info) {
   InEngine in;
-  return enqueue(process_pending, nullptr, sig, info) == 0;
+  return enqueue(process_pending, nullptr, sig, info, true) == 0;
 }
 
 namespace {
@@ -282,16 +285,17 @@ void pending_adopt(G* g1) {
     long sig = sys_call(SYS_rt_sigtimedwait, sys_arg(&bits), sys_arg(&info), sys_arg(&now), sizeof bits);
     if (sig <= 0) return;
     Thread* t = thread_of(g1);
-    if (enqueue(t->pending, t, static_cast<int>(sig), &info) != 0)
+    if (enqueue(t->pending, t, static_cast<int>(sig), &info, false) != 0)
       give_to_kernel(static_cast<int>(sig), &info);
   }
 }
 
 void pending_drop(G* g) {
   siginfo_t info;
+  bool process = false;
   Thread* t = thread_of(g);
-  while (dequeue(t->pending, ~uint64_t{0}, &info)) {
-  }
+  while (dequeue(t->pending, ~uint64_t{0}, &info, &process))
+    if (process) signal_process(info.si_signo, &info);
 }
 
 void pending_discard(int sig) {
@@ -306,12 +310,9 @@ void pending_discard(int sig) {
   }
 }
 
-int signal_g(G* g, int sig, const siginfo_t* info) {
-  int err = signal_g_alive(g, sig, info);
-  return err == -ESRCH ? 0 : err;
-}
+namespace {
 
-int signal_g_alive(G* g, int sig, const siginfo_t* info) {
+int send_to(G* g, int sig, const siginfo_t* info, bool process) {
   if (g->wired) {
     int tid = g->m->tid.load(std::memory_order_relaxed);
     if (info->si_code == SI_TKILL) return real_tgkill(tid, sig);
@@ -330,10 +331,22 @@ int signal_g_alive(G* g, int sig, const siginfo_t* info) {
   if (blocked && (signalfd_bits.load(std::memory_order_relaxed) & sig_bit(sig)) != 0 &&
       who_accepts(sig_bit(sig)) == nullptr)
     return give_to_kernel(sig, info);
-  if (int err = enqueue(t->pending, t, sig, info)) return err;
+  if (int err = enqueue(t->pending, t, sig, info, process)) return err;
   notify(g, sig);
+  // g ends: 1 not alive  2 pending? passed on (pending_drop). We: a enqueue  b alive?
+  // Either 2 sees a or b sees 1.
+  if (process && !t->alive.load(std::memory_order_seq_cst)) pending_drop(g);
   return 0;
 }
+
+}  // namespace
+
+int signal_g(G* g, int sig, const siginfo_t* info) {
+  int err = send_to(g, sig, info, false);
+  return err == -ESRCH ? 0 : err;
+}
+
+int signal_g_of_process(G* g, int sig, const siginfo_t* info) { return send_to(g, sig, info, true); }
 
 void sigsend_after_fork() {
   pool_lock.reset();

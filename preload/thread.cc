@@ -195,14 +195,16 @@ void thread_finish(Thread* t) {
   tcb_run_dtors();
   tsd_run_destructors(t);
   if (t_g == nullptr) exit(0);  // the only thread of a fork child that never booted
+  // Whoever sent it saw this thread accept it: natively it would have been handled at once.
+  if (!g->wired && ((pending_of(g) | deferred_pending()) & ~g->sigmask) != 0) signals_attention(g);
   tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
   if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
   if (t->clear_tid_set) clear_tid_at_end(t);
   bool slot = g->cls != nullptr;  // the first thread's TCB stays as it is
   if (slot) tcb_reset(g);
-  t->alive.store(false, std::memory_order_relaxed);
-  if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);
+  t->alive.store(false, std::memory_order_seq_cst);  // send_to (sigsend.cc)
+  if (t->pending.bits.load(std::memory_order_seq_cst) != 0) pending_drop(g);
   bool wired = g->wired;
   if (wired) tcb_unwire(g);
   if (!wired) engine_enter(g);

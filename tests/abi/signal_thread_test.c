@@ -408,6 +408,75 @@ static void process_signal_finds_the_only_acceptor(void)
     sigaction(SIGTERM, &old, NULL);
 }
 
+static sem_t handled;
+static atomic_int sending, lost;
+
+static struct timespec real_in(long long ns)
+{
+    struct timespec t;
+    MUST(clock_gettime(CLOCK_REALTIME, &t) == 0);
+    return ts_of(t.tv_sec * SEC + t.tv_nsec + ns);
+}
+
+static void on_handled(int sig)
+{
+    (void)sig;
+    sem_post(&handled);
+}
+
+static void *short_waits(void *arg)
+{
+    pthread_mutex_t m = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t c = PTHREAD_COND_INITIALIZER;
+    mask_signal(SIG_UNBLOCK, SIGTERM);
+    pthread_mutex_lock(&m);
+    while (sending) {
+        struct timespec t = real_in(1000);
+        pthread_cond_timedwait(&c, &m, &t);
+    }
+    pthread_mutex_unlock(&m);
+    return arg;
+}
+
+static void *sender(void *arg)
+{
+    while (sending) {  // what was sent before this is 0 was sent to a thread that takes it
+        struct timespec t = real_in(5 * SEC);
+        if (sem_timedwait(&handled, &t) != 0) {
+            lost++;
+            return arg;
+        }
+        MUST(kill(getpid(), SIGTERM) == 0);
+    }
+    return arg;
+}
+
+// The only thread that takes it ends just then: it was sent while that thread accepted it, so
+// its handler runs first. It was dropped with the thread, or came when that had gone
+// (LTP's pthread_cond_timedwait 4-3 hung in its sender's sem_wait).
+static void process_signal_is_handled_before_its_taker_ends(void)
+{
+    struct sigaction old = set_handler(SIGTERM, on_handled, 0);
+    mask_signal(SIG_BLOCK, SIGTERM);
+    for (int i = 0; i < 300 && lost == 0; i++) {
+        MUST(sem_init(&handled, 0, 1) == 0);
+        sending = 1;
+        pthread_t taker = spawn(short_waits, NULL), s = spawn(sender, NULL);
+        usleep(100 + (useconds_t)i * 7 % 400);
+        sending = 0;
+        join(s);
+        join(taker);
+        // The last one may have been sent to nobody.
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, SIGTERM);
+        sigtimedwait(&set, NULL, &(struct timespec){0, 0});
+    }
+    CHECK_EQ(lost, 0);
+    mask_signal(SIG_UNBLOCK, SIGTERM);
+    sigaction(SIGTERM, &old, NULL);
+}
+
 // Nobody accepts it: it stays pending for the process, visible to every thread, until
 // some thread unblocks it.
 static void *sees_it_pending(void *arg)
@@ -445,6 +514,7 @@ static const struct CMUnitTest tests[] = {
     T(to_oneself_and_round_a_ring),
     T(process_signal_finds_main_in_join),
     T(process_signal_finds_the_only_acceptor),
+    T(process_signal_is_handled_before_its_taker_ends),
     T(process_signal_waits_for_an_acceptor),
 };
 IO_MAIN(tests)
