@@ -55,6 +55,14 @@ void spawn_one() {
   }
 }
 
+// As many as there are Ps, one for each M that is away with its G, and spares. Without the
+// bound each M between giving its P up and reaching the idle list would be missed, and
+// another one started for good.
+bool m_wanted() {
+  return sched.n_m.load(std::memory_order_relaxed) <
+         sched.procs + sched.n_away.load(std::memory_order_relaxed) + kSpareM;
+}
+
 }  // namespace
 
 void block_signals(M* m) {
@@ -67,18 +75,15 @@ void block_signals(M* m) {
 void spawner_main(void*) {
   for (;;) {
     while (sched.want_m.load(std::memory_order_acquire) == 0) sys_futex_wait(&sched.want_m, 0);
-    spawn_one();
-    sched.want_m.store(0, std::memory_order_release);
+    // Before it is made: what is asked for from here on is another one. The M we make may be
+    // away with a G before we come back, and want one itself.
+    sched.want_m.store(0, std::memory_order_seq_cst);
+    if (m_wanted()) spawn_one();
   }
 }
 
-// As many as there are Ps, one for each M that is away with its G, and spares. Without the
-// bound each M between giving its P up and reaching the idle list would be missed, and
-// another one started for good.
 void request_m() {
-  if (sched.n_m.load(std::memory_order_relaxed) >=
-      sched.procs + sched.n_away.load(std::memory_order_relaxed) + kSpareM)
-    return;
+  if (!m_wanted()) return;
   if (sched.want_m.load(std::memory_order_relaxed) == 0 &&
       sched.want_m.exchange(1, std::memory_order_acq_rel) == 0)
     sys_futex_wake(&sched.want_m, 1);
@@ -186,17 +191,15 @@ void wake_p() {
   if (p != nullptr) start_m(p, true);
 }
 
-namespace {
-
-// Something may happen that only an M in netpoll() sees: readiness, or a timer.
-bool worth_watching() {
+bool unwatched() {
+  if (sched.last_poll_ns.load(std::memory_order_relaxed) == 0 ||
+      sched.n_idle_p.load(std::memory_order_relaxed) != sched.procs)
+    return false;
   if (netpoll_waiters()) return true;
   for (uint32_t i = 0; i < sched.procs; i++)
     if (sched.p[i].timers.earliest() != kNever) return true;
   return false;
 }
-
-}  // namespace
 
 void hand_off_p(P* p) {
   p->n_handoffs++;
@@ -218,9 +221,7 @@ void hand_off_p(P* p) {
   // Somebody sleeping in netpoll knows only the timers it saw; p's are still in its list.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (sched.globq_n.load(std::memory_order_acquire) != 0) wake_p();
-  else if (sched.last_poll_ns.load(std::memory_order_relaxed) != 0 &&
-           sched.n_idle_p.load(std::memory_order_relaxed) == sched.procs && worth_watching())
-    wake_p();  // nobody watches descriptors and timers: let one M go and sleep there
+  else if (unwatched()) wake_p();  // let one M go and sleep there
 }
 
 void stop_m(M* m) {
@@ -231,8 +232,8 @@ void stop_m(M* m) {
   {
     Hold hold(sched.lock);
     // start_m without an idle M left its P on the idle list; the work it was for may stand
-    // in any queue, a busy P's too.
-    if (any_work()) found = idle_p_get_locked();
+    // in any queue, a busy P's too, or be the watch over descriptors and timers.
+    if (any_work() || unwatched()) found = idle_p_get_locked();
     if (found == nullptr) {
       m->idle_link = sched.idle_m;
       sched.idle_m = m;

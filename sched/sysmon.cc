@@ -260,6 +260,8 @@ void sysmon_main(void*) {
       all_idle_since = 0;
     } else if (all_idle_since == 0) {
       all_idle_since = now;
+    } else if (unwatched()) {  // a kernel thread for it could not be had just then
+      wake_p();
     } else if (now - all_idle_since > kDeepAfterNs) {
       deep_sleep();
       all_idle_since = 0;

@@ -330,6 +330,38 @@ static void yielders_do_not_starve_sleepers(void)
     for (int i = 0; i < 4; i++) join(y[i]);
 }
 
+static void *wait_in_the_kernel(void *arg)
+{
+    sigset_t none_comes;
+    int sig;
+    sigemptyset(&none_comes);
+    sigaddset(&none_comes, SIGUSR1);
+    sigwait(&none_comes, &sig);
+    return arg;
+}
+
+static void sleeps_beside_waiters(void)
+{
+    mask_signal(SIG_BLOCK, SIGUSR1);
+    for (int i = 0; i < 4; i++) spawn(wait_in_the_kernel, NULL);
+    nap(1200 * MS);  // longer than the watchers stay awake
+    _exit(0);
+}
+
+// Every other thread blocks in the kernel, at once and from the start: a kernel thread must be
+// left, or be had, for main's timer. The request for it was lost beside one that was being
+// served, or it came, found nothing to run and slept: main did not wake (LTP's sigwait 6-1,
+// one run in four on a loaded machine).
+static void a_sleep_ends_though_all_others_block_in_the_kernel(void)
+{
+    pid_t pid[24];
+    for (size_t i = 0; i < COUNT(pid); i++) {
+        MUST((pid[i] = fork()) >= 0);
+        if (pid[i] == 0) sleeps_beside_waiters();
+    }
+    for (size_t i = 0; i < COUNT(pid); i++) CHECK_CHILD_OK(reap(pid[i]));
+}
+
 static const struct CMUnitTest tests[] = {
     T(never_early),
     T(odd_arguments_are_refused),
@@ -337,6 +369,7 @@ static const struct CMUnitTest tests[] = {
     T(huge_values_sleep_on),
     T(thousand_sleepers),
     T(a_short_sleep_passes_a_long_one),
+    T(a_sleep_ends_though_all_others_block_in_the_kernel),
     T(sleeping_with_and_without_the_lock),
     T(alarm_interrupts_the_sleeping_main),
     T(clocks_answer_and_advance),
