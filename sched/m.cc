@@ -191,14 +191,16 @@ void wake_p() {
   if (p != nullptr) start_m(p, true);
 }
 
-bool unwatched() {
-  if (sched.last_poll_ns.load(std::memory_order_relaxed) == 0 ||
-      sched.n_idle_p.load(std::memory_order_relaxed) != sched.procs)
-    return false;
+bool worth_watching() {
   if (netpoll_waiters()) return true;
   for (uint32_t i = 0; i < sched.procs; i++)
     if (sched.p[i].timers.earliest() != kNever) return true;
   return false;
+}
+
+bool unwatched() {
+  return sched.last_poll_ns.load(std::memory_order_relaxed) != 0 &&
+         sched.n_idle_p.load(std::memory_order_relaxed) == sched.procs && worth_watching();
 }
 
 void hand_off_p(P* p) {

@@ -226,8 +226,9 @@ void globq_put_locked(G* g);
 // A fair share of the global queue, at most max; one is returned, the others go to p's ring.
 G* globq_get(P* p, uint32_t max);
 bool p_has_work(const P* p);
-// Something may happen that only an M in netpoll() sees, readiness or a timer, and none is
-// there or on its way: whoever holds a P goes there when it runs out of work.
+// Something may happen that only an M in netpoll() sees: readiness, or a timer.
+bool worth_watching();
+// The same, and none is there or on its way: whoever holds a P goes there when out of work.
 bool unwatched();
 bool any_work();  // in any queue, idle Ps' and the global one included
 void stop_m(M* m);

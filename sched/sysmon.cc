@@ -64,13 +64,6 @@ bool on_core_now(int tid) {
 thread_local constinit bool t_sysmon = false;
 uint64_t last_tick_ns;
 
-bool nothing_to_watch() {
-  if (netpoll_waiters()) return false;
-  for (uint32_t i = 0; i < sched.procs; i++)
-    if (sched.p[i].timers.earliest() != kNever) return false;
-  return true;
-}
-
 // In a system call for long: worth taking only if somebody could use the P.
 bool check_syscall(P* p, M* m, G* g, uint64_t state, uint64_t now) {
   if (state != p->seen_state) {
@@ -84,7 +77,7 @@ bool check_syscall(P* p, M* m, G* g, uint64_t state, uint64_t now) {
                             sched.n_spinning.load(std::memory_order_relaxed) > 0;
   // With no work queued, keep it (a short wait in place is cheapest), unless nobody is left
   // to watch descriptors and timers, or it has been away for 10 ms.
-  if (!others_wait(p) && (idle_elsewhere || polled || nothing_to_watch()) &&
+  if (!others_wait(p) && (idle_elsewhere || polled || !worth_watching()) &&
       now - p->seen_since_ns < kMaxTickNs)
     return false;
   if (!retake_syscall(p, m, g, state)) return false;
