@@ -23,6 +23,11 @@
 // Disabling: a thread with cancellation disabled must not be woken by a request. The
 // canceller announces itself (cancel_senders), then looks at cancel_disabled; the target sets
 // that, then waits for announced ones and takes kAttCancel down. Both are seq_cst.
+//
+// libc may act by itself inside a call we make in the syscall protocol, too (its own locks and
+// semaphores, or a request that came between our check and its). Its unwinding then passes
+// weft_libc_call, a frame whose personality routine leaves the protocol (once.cc has such a
+// frame, too).
 #include <string.h>
 #include <ucontext.h>
 
@@ -33,9 +38,35 @@
 #include "preload/thread.h"
 #undef p_type  // <resolv.h>, by way of thread.h, renames it
 
+extern "C" __attribute__((visibility("hidden"), used)) int weft_libc_call_personality(
+    int version, int actions, uint64_t cls, void* exc, void* context);
+
+__asm__(
+    "        .text\n"
+    "        .p2align 4\n"
+    "        .globl  weft_libc_call\n"
+    "        .hidden weft_libc_call\n"
+    "        .type   weft_libc_call, @function\n"
+    "weft_libc_call:\n"  // long (long (*fn)(void*), void* arg); no clobbers beyond fn's
+    "        .cfi_startproc\n"
+    "        .cfi_personality 0x1b, weft_libc_call_personality\n"  // pc-relative, 4 bytes
+    "        endbr64\n"
+    "        subq    $8, %rsp\n"
+    "        .cfi_adjust_cfa_offset 8\n"
+    "        movq    %rdi, %rax\n"
+    "        movq    %rsi, %rdi\n"
+    "        callq   *%rax\n"
+    "        addq    $8, %rsp\n"
+    "        .cfi_adjust_cfa_offset -8\n"
+    "        ret\n"
+    "        .cfi_endproc\n"
+    "        .size   weft_libc_call, . - weft_libc_call\n");
+
 namespace weft {
 namespace {
 
+constexpr int kCleanupPhase = 2;    // _UA_CLEANUP_PHASE
+constexpr int kContinueUnwind = 8;  // _URC_CONTINUE_UNWIND
 constexpr int kSigCancel = 32;
 constexpr int kMark = -0x77656663;  // si_code of ours; none of the kernel's or libc's
 constexpr int kPokes = 40;          // tries to catch an asynchronous target between two places
@@ -47,7 +78,7 @@ struct KernelAction {
   uint64_t mask;
 };
 // libc's bits.
-constexpr int kBitDisabled = 1, kBitAsync = 2, kBitCanceled = 8;
+constexpr int kBitDisabled = 1, kBitAsync = 2, kBitCanceled = 8, kBitExiting = 16;
 
 void libc_bits(const Thread* t, int set, int clear) {
   auto* word = tcb_cancel_word(t->g);
@@ -74,9 +105,15 @@ Lock install_lock;
   __builtin_unreachable();
 }
 
+// The thread ends already, by libc's word: it has acted by itself, or is in pthread_exit.
+bool libc_exits(const Thread* t) {
+  auto* word = tcb_cancel_word(t->g);
+  return word != nullptr && (word->load(std::memory_order_relaxed) & kBitExiting) != 0;
+}
+
 bool due(const Thread* t) {
   return t->cancel_requested.load(std::memory_order_acquire) != 0 &&
-         !t->cancel_disabled.load(std::memory_order_relaxed) && !t->exiting;
+         !t->cancel_disabled.load(std::memory_order_relaxed) && !t->exiting && !libc_exits(t);
 }
 
 // The interrupted instruction is the one after `syscall` and the call has been answered by
@@ -203,6 +240,18 @@ void cancel_landed(Thread* t) {
   if (in_call && this_g() != nullptr) exit_syscall(t->g);
 }
 
+// An unwinding leaves a call of libc's.
+static void left_libc_call(Thread* t) {
+  t->in_cancel_call = false;
+  if (!t->exiting && libc_exits(t)) {  // libc acted by itself
+    t->exiting = true;
+    t->result = PTHREAD_CANCELED;
+  }
+  auto s = static_cast<uint32_t>(t->g->state.load(std::memory_order_relaxed));
+  bool in_call = s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
+  if (in_call && this_g() != nullptr) exit_syscall(t->g);
+}
+
 void cancel_after_fork() {
   install_lock.reset();
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next)  // whoever was sending is not here
@@ -213,6 +262,12 @@ void cancel_after_fork() {
 }  // namespace weft
 
 using namespace weft;
+
+extern "C" int weft_libc_call_personality(int, int actions, uint64_t, void*, void*) {
+  Thread* t = this_thread();
+  if ((actions & kCleanupPhase) != 0 && t != nullptr) left_libc_call(t);
+  return kContinueUnwind;
+}
 
 WEFT_EXPORT int pthread_cancel(pthread_t pt) {
   G* g = g_of(pt);

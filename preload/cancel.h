@@ -22,6 +22,22 @@ void cancel_landed(Thread* t);
 // From in_cancel_syscall: leaves the bracket and acts, if a cancel is due.
 void cancel_before_call(Thread* t);
 
+// A call of a libc function that may be left by unwinding: libc acts on a cancel by itself,
+// inside. The frame between ends our bracket before any of the program's clean-up runs.
+extern "C" __attribute__((visibility("hidden"))) long weft_libc_call(long (*fn)(void*), void* arg);
+template <class F>
+inline auto libc_call(F f) {
+  auto body = [](void* p) -> long { return (*static_cast<F*>(p))(); };
+  return static_cast<decltype(f())>(weft_libc_call(body, &f));
+}
+
+// A cancellation point of libc's that is more than its kernel call: libc alone says where it
+// may be left (it marks the thread asynchronous there) and what is to be undone.
+template <class F>
+inline auto in_libc_cancel_point(F f) {
+  return in_syscall([&] { return libc_call(f); });
+}
+
 // The kernel call of a cancellation point. From t->in_cancel_call = true on, pthread_cancel's
 // poke acts at once, wherever it finds us up to the `syscall` instruction; a request that
 // came before is seen by the check. So none is slept over.

@@ -137,13 +137,14 @@ bool broadcast(pthread_cond_t* c) {
 using namespace weft;
 
 WEFT_EXPORT int pthread_cond_wait(pthread_cond_t* c, pthread_mutex_t* m) {
-  if (is_real(c, m)) return in_cancel_syscall([&] { return real().pthread_cond_wait(c, m); });
+  if (is_real(c, m)) return in_libc_cancel_point([&] { return real().pthread_cond_wait(c, m); });
   return wait(c, m, kNever);
 }
 
 WEFT_EXPORT int pthread_cond_timedwait(pthread_cond_t* c, pthread_mutex_t* m,
                                        const struct timespec* abs) {
-  if (is_real(c, m)) return in_cancel_syscall([&] { return real().pthread_cond_timedwait(c, m, abs); });
+  if (is_real(c, m))
+    return in_libc_cancel_point([&] { return real().pthread_cond_timedwait(c, m, abs); });
   if (!timespec_ok(abs)) return EINVAL;
   clockid_t clock = (flags_of(c) & kMonotonic) != 0 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
   return wait(c, m, deadline_from(clock, abs));
@@ -152,7 +153,7 @@ WEFT_EXPORT int pthread_cond_timedwait(pthread_cond_t* c, pthread_mutex_t* m,
 WEFT_EXPORT int pthread_cond_clockwait(pthread_cond_t* c, pthread_mutex_t* m, clockid_t clock,
                                        const struct timespec* abs) {
   if (is_real(c, m))
-    return in_cancel_syscall([&] { return real().pthread_cond_clockwait(c, m, clock, abs); });
+    return in_libc_cancel_point([&] { return real().pthread_cond_clockwait(c, m, clock, abs); });
   if (!timespec_ok(abs)) return EINVAL;
   if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return EINVAL;
   return wait(c, m, deadline_from(clock, abs));

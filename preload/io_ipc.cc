@@ -14,7 +14,7 @@ namespace {
 template <class F>
 auto ipc(F f) {
   cancel_point();
-  auto r = in_cancel_syscall(f);
+  auto r = in_cancel_syscall([&] { return libc_call(f); });
   if (r == -1 && errno == EINTR) cancel_point();
   return r;
 }

@@ -131,7 +131,7 @@ WEFT_EXPORT int sem_wait(sem_t* ps) {
   Sem* s = sem_of(ps);
   if (WEFT_UNLIKELY(s->shared != 0)) {
     cancel_point();
-    return in_cancel_syscall([&] { return real().sem_wait(ps); });
+    return in_libc_cancel_point([&] { return real().sem_wait(ps); });
   }
   Thread* t = this_thread();
   check_cancel(t);
@@ -143,7 +143,7 @@ WEFT_EXPORT int sem_timedwait(sem_t* ps, const struct timespec* abs) {
   if (!timespec_ok(abs)) return answer(EINVAL);
   if (WEFT_UNLIKELY(sem_of(ps)->shared != 0)) {
     cancel_point();
-    return in_cancel_syscall([&] { return real().sem_timedwait(ps, abs); });
+    return in_libc_cancel_point([&] { return real().sem_timedwait(ps, abs); });
   }
   return wait_until(ps, CLOCK_REALTIME, abs);
 }
@@ -153,7 +153,7 @@ WEFT_EXPORT int sem_clockwait(sem_t* ps, clockid_t clock, const struct timespec*
   if (!timespec_ok(abs)) return answer(EINVAL);
   if (WEFT_UNLIKELY(sem_of(ps)->shared != 0)) {
     cancel_point();
-    return in_cancel_syscall([&] { return real().sem_clockwait(ps, clock, abs); });
+    return in_libc_cancel_point([&] { return real().sem_clockwait(ps, clock, abs); });
   }
   return wait_until(ps, clock, abs);
 }

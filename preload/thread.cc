@@ -289,7 +289,7 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
 template <class F>
 int native_wait(F f) {  // another kernel thread's end: its own futex, in the kernel
   cancel_point();
-  return in_cancel_syscall_block(f);
+  return in_cancel_syscall_block([&] { return libc_call(f); });
 }
 
 }  // namespace

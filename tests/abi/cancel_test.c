@@ -272,6 +272,66 @@ static void cancelled_wait_loses_no_signal(void **state) {
 static pthread_mutex_t held = PTHREAD_MUTEX_INITIALIZER;
 static pthread_rwlock_t rwlock = PTHREAD_RWLOCK_INITIALIZER;
 static pthread_barrier_t barrier;
+// Process-shared, a cond is libc's: the wait may be left where libc says, with the mutex taken
+// again, and what the handlers then do finds the thread where any other is. It was left
+// anywhere inside (LTP's pthread_cond_wait 2-3), or by libc while weft had it in a
+// system call: CHECK in release_p.
+static pthread_mutex_t shared_mutex;
+static pthread_cond_t shared_cond;
+static sem_t about_to_wait, handler_may_end;
+
+static void owns_the_mutex(void *arg) {
+  (void)arg;
+  CHECK_OK(sem_post(&about_to_wait));
+  CHECK_OK(sem_wait(&handler_may_end));
+  CHECK_OK(pthread_mutex_unlock(&shared_mutex));
+}
+static void *wait_shared(void *arg) {
+  CHECK_OK(pthread_mutex_lock(&shared_mutex));
+  pthread_cleanup_push(owns_the_mutex, NULL);
+  CHECK_OK(sem_post(&about_to_wait));
+  for (;;) CHECK_OK(pthread_cond_wait(&shared_cond, &shared_mutex));
+  pthread_cleanup_pop(0);
+  return arg;
+}
+
+static int cancel_shared_waits(void *arg) {
+  int nth = (int)(intptr_t)arg;
+  pthread_mutexattr_t ma;
+  pthread_condattr_t ca;
+  CHECK_OK(pthread_mutexattr_init(&ma));
+  CHECK_OK(pthread_mutexattr_setpshared(&ma, PTHREAD_PROCESS_SHARED));
+  CHECK_OK(pthread_mutexattr_settype(&ma, nth % 4 ? PTHREAD_MUTEX_NORMAL : PTHREAD_MUTEX_ERRORCHECK));
+  CHECK_OK(pthread_condattr_init(&ca));
+  CHECK_OK(pthread_condattr_setpshared(&ca, PTHREAD_PROCESS_SHARED));
+  CHECK_OK(sem_init(&about_to_wait, 0, 0));
+  CHECK_OK(sem_init(&handler_may_end, 0, 0));
+  for (int i = 0; i < 4; i++) {
+    CHECK_OK(pthread_mutex_init(&shared_mutex, &ma));
+    CHECK_OK(pthread_cond_init(&shared_cond, &ca));
+    pthread_t t = start(wait_shared, NULL);
+    CHECK_OK(sem_wait(&about_to_wait));
+    CHECK_OK(pthread_mutex_lock(&shared_mutex));  // when it has let go, on its way to wait
+    CHECK_OK(pthread_cancel(t));
+    yield_some(nth % 20);
+    CHECK_OK(pthread_mutex_unlock(&shared_mutex));
+    CHECK_OK(sem_wait(&about_to_wait));  // in its handler
+    CHECK_EQ(pthread_mutex_trylock(&shared_mutex), EBUSY);
+    CHECK_OK(sem_post(&handler_may_end));
+    CHECK(join(t) == PTHREAD_CANCELED);
+    CHECK_OK(pthread_cond_destroy(&shared_cond));
+    CHECK_OK(pthread_mutex_destroy(&shared_mutex));
+  }
+  return 0;
+}
+
+// In many processes: the first wait of each is long on its way.
+static void cancelled_shared_wait_owns_the_mutex(void **state) {
+  (void)state;
+  for (intptr_t i = 0; i < 150; i++)
+    CHECK_EQ(exit_code(in_child(cancel_shared_waits, (void *)i)), 0);
+}
+
 static void *through_no_points(void *arg) {
   STORE(&phase, 1);
   struct timespec later = in_ms(CLOCK_REALTIME, 60000);
@@ -364,6 +424,7 @@ int main(void) {
       cmocka_unit_test(order_of_handlers),
       cmocka_unit_test(handlers_that_block),
       cmocka_unit_test(cancelled_wait_loses_no_signal),
+      cmocka_unit_test(cancelled_shared_wait_owns_the_mutex),
       cmocka_unit_test(locks_and_barriers_are_no_points),
       cmocka_unit_test(detached_and_many),
       cmocka_unit_test(cancel_of_main),
