@@ -151,6 +151,7 @@ void prepare_thread(G* g) {
   g->wired = false;
   g->wait = Wait::kNone;
   g->wake_habit = 0;
+  g->call_habit = 0;
   g->ready_tsc = 0;
   spin_reset(g);
 }

@@ -97,7 +97,10 @@ void enter_syscall_block(G* g) {
   uint64_t w = g->state.load(std::memory_order_relaxed) + kCountOne;
   bool unwatched = sched.last_poll_ns.load(std::memory_order_relaxed) != 0 &&
                    (netpoll_waiters() || p->timers.earliest() != kNever);
-  if (others || unwatched || sched.n_idle_p.load(std::memory_order_relaxed) + 1 < sched.procs) {
+  // Who is away comes back, and not to an idle P if we keep the last one.
+  bool shared = g->call_habit != 0 && sched.n_away.load(std::memory_order_relaxed) != 0;
+  if (others || unwatched || shared ||
+      sched.n_idle_p.load(std::memory_order_relaxed) + 1 < sched.procs) {
     release_p(m);
     sched.n_away.fetch_add(1, std::memory_order_relaxed);
     g->state.store(with_state(w, kSyscallLost), std::memory_order_release);
@@ -167,6 +170,7 @@ void exit_syscall(G* g) {
     compiler_barrier();
   }
   M* m = g->m;
+  if (g->call_habit < kCallsSleep) g->call_habit = static_cast<uint8_t>(g->call_habit + 2);
   if (m->p != nullptr) {  // sysmon took it (retake_syscall); this side is ours to clear
     m->trace.add(Ev::kRetake, g->index, m->p->id);
     m->old_p = m->p;

@@ -283,6 +283,31 @@ ON_PROCS(gs_in_short_calls_keep_their_ps_when_nobody_wants_them) {
   cr_assert_leq(sched.n_retakes.load(), uint64_t{procs} * 20 / 4);
 }
 
+// Each such call kept its P until sysmon took it, 20 to 40 us later, with others waiting for it.
+Test(sched, a_g_whose_calls_sleep_gives_its_p_up_by_itself, .timeout = 60) {
+  boot(1);
+  std::atomic<bool> over{false};
+  Latch l(2);
+  go([&] {
+    for (int k = 0; k < 60; k++) {
+      struct timespec ts = {0, 1'000'000};
+      in_syscall([&] { return sys_call(SYS_nanosleep, sys_arg(&ts)); });
+    }
+    EXPECT(this_g()->call_habit == kCallsSleep);
+    for (int k = 0; k < 3; k++) in_syscall([] { return sys_call(SYS_getppid); });
+    EXPECT(this_g()->call_habit == 0);
+    over = true;
+    l.done();
+  });
+  go([&] {
+    while (!over) let_others_run();
+    l.done();
+  });
+  l.wait();
+  cr_assert_leq(sched.n_retakes.load(), 20u);
+  cr_assert_eq(fake::failures(), 0);
+}
+
 // An M that has switched to g0 still names the G it left in curg, and may lose its core there.
 // sysmon took that for the M of the call that the G made meanwhile on another M: it took the
 // first M's P, behind its back (CHECK in release_p or acquire_p soon after).
