@@ -42,6 +42,16 @@ std::atomic<uint32_t> live_threads{0};
 namespace {
 
 constexpr uint32_t kFirstVtid = 1u << 22;  // above any kernel tid (PID_MAX_LIMIT)
+constexpr uint32_t kVtidStep = 1u << 22;   // more Gs than that share ids with recycled slots
+constexpr uint32_t kVtidEnd = 1u << 28;    // the clock id of a thread holds no more (cpuclock.cc)
+
+// A recycled slot's next thread: the kernel does not give an id again for long either.
+void next_vtid(G* g) {
+  uint32_t v = g->vtid + kVtidStep;
+  bool good = g->vtid >= kFirstVtid && v < kVtidEnd;  // a fork child's only thread had the pid
+  g->vtid = good ? v : kFirstVtid + g->index;
+  tcb_set_tid(g, g->vtid);
+}
 
 void set_stack(G* g, const SpawnAttr& a) {
   g->stack_lo = g->slot_lo + g->guard_bytes;
@@ -64,6 +74,7 @@ G* make_thread(const SpawnAttr& a, int* err) {
     return nullptr;
   }
   set_stack(g, a);
+  if (g->thread != nullptr) next_vtid(g);
   prepare_thread(g);
   Thread* t = thread_of(g);
   if (g->fresh) {

@@ -64,6 +64,20 @@ static void tids_are_distinct_and_stable(void **state) {
   for (int i = 0; i < kThreads; i++) CHECK(tids[i] != tids[i + 1]);
 }
 
+// One after the other: an id was the slot's, and the next thread had it at once (CPython's
+// test_various_ops collects native ids of threads that have ended).
+static void *keep_tid(void *arg) {
+  *(pid_t *)arg = gettid();
+  return NULL;
+}
+static void an_ended_threads_tid_is_not_the_next_ones(void **state) {
+  (void)state;
+  pid_t tids[40];
+  for (int i = 0; i < 40; i++) join(start(keep_tid, &tids[i]));
+  qsort(tids, 40, sizeof *tids, compare_pids);
+  for (int i = 0; i < 39; i++) CHECK(tids[i] != tids[i + 1]);
+}
+
 static int gate, published_tid;
 static void *publish_tid(void *arg) {
   STORE(&published_tid, gettid());
@@ -275,6 +289,7 @@ int main(void) {
       cmocka_unit_test(main_tid_is_the_pid),
       cmocka_unit_test(main_name_is_in_proc),
       cmocka_unit_test(tids_are_distinct_and_stable),
+      cmocka_unit_test(an_ended_threads_tid_is_not_the_next_ones),
       cmocka_unit_test(main_tid_is_the_pid),
       cmocka_unit_test(tids_are_accepted_by_the_calls_that_take_one),
       cmocka_unit_test(tid_of_a_joined_thread_is_gone),
