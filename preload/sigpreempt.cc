@@ -25,6 +25,7 @@ namespace {
 
 struct Range {
   uintptr_t lo, hi;
+  bool ours = false;
 };
 constexpr size_t kMaxRanges = 8;
 Range no_preempt_in[kMaxRanges];
@@ -48,7 +49,7 @@ int note_range(dl_phdr_info* info, size_t, void*) {
   }
   for (uintptr_t mark : {here, libc, vdso, ldso})
     if (mark >= lo && mark < hi && n_ranges < kMaxRanges) {
-      no_preempt_in[n_ranges++] = {lo, hi};
+      no_preempt_in[n_ranges++] = {lo, hi, here >= lo && here < hi};
       break;
     }
   return 0;
@@ -67,12 +68,15 @@ void preempt_boot() {
   main_stack.lo = main_stack.hi - (r.rlim_cur < kMost ? r.rlim_cur : kMost);
 }
 
-bool preempt_safe(const G* g, const ucontext_t* uc) {
+bool preempt_safe(G* g, const ucontext_t* uc) {
   if (g->no_preempt != 0 || g_state(g) != GState::kRunning) return false;
   auto pc = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RIP]);
   auto sp = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RSP]);
-  for (size_t i = 0; i < n_ranges; i++)
-    if (pc >= no_preempt_in[i].lo && pc < no_preempt_in[i].hi) return false;
+  for (size_t i = 0; i < n_ranges; i++) {
+    if (pc < no_preempt_in[i].lo || pc >= no_preempt_in[i].hi) continue;
+    if (!no_preempt_in[i].ours) spin_refused(g);  // redis's spinning threads take a mutex, too
+    return false;
+  }
   Range r = main_stack;
   if (g->stack_lo != nullptr)
     r = {reinterpret_cast<uintptr_t>(g->stack_lo), reinterpret_cast<uintptr_t>(g->stack_hi)};

@@ -21,7 +21,6 @@
 #include "preload/sigframe.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
-#include "sched/spinwait.h"
 #include "sched/sysmon.h"
 
 namespace weft {
@@ -247,7 +246,6 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
   if (preempt) g->preempt_why = static_cast<uint8_t>(why);
   if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc))) {
     sched.n_refused.fetch_add(1, std::memory_order_relaxed);
-    if (g->engine.load(std::memory_order_relaxed) == 0) spin_refused(g);
     // It yields at its next way out of the engine; sysmon asks again as well.
     g->attention.fetch_or(kAttPreempt, std::memory_order_relaxed);
     preempt = false;

@@ -8,7 +8,7 @@ need stress-ng
 cd "$WORK" || exit 1
 
 verifies() { # MODE STRESSOR
-  $1 stress-ng --"$2" 2 -t "$SECS" --metrics-brief --verify --temp-path "$WORK" ||
+  $1 stress-ng -v --"$2" 2 -t "$SECS" --metrics-brief --verify --temp-path "$WORK" ||
     because "status $?: $(grep -m1 'fail:\|error:' "$WORK/stderr")" || return
   ! grep 'fail:\|error:' "$WORK/stderr" >"$WORK/said" || because "$(head -n 1 "$WORK/said")" || return
   grep -q 'successful run completed' "$WORK/stderr" || because "no successful run" || return
