@@ -16,6 +16,9 @@ else
 $(error BUILD is release or debug, not $(BUILD))
 endif
 
+# The same directory by another name would be other flags, hence all objects made anew.
+override B := $(patsubst $(CURDIR)/%,%,$(B))
+
 PREFIX  ?= /usr/local
 DESTDIR ?=
 JOBS    ?= $(shell nproc)
@@ -76,6 +79,7 @@ SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(J
 
 # ---- targets ---------------------------------------------------------------------
 
+.DELETE_ON_ERROR:
 .PHONY: all demo check apps bench tests install uninstall clean help man FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
