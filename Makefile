@@ -79,7 +79,6 @@ SUBMAKE = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(J
 
 # ---- targets ---------------------------------------------------------------------
 
-.DELETE_ON_ERROR:
 .PHONY: all demo check apps bench tests install uninstall clean help man FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:

@@ -340,7 +340,7 @@ G* g_at(const void* addr) {
 void stack_after_fork(G* keep) {
   // The other threads do not exist here. Their slots are left alone, whatever state they are
   // in: to take them back would copy a page or two of each, in every child of a process with
-  // thousands of threads (5,000: 21 ms a fork, so 10; native 53). New ones are cut behind them.
+  // thousands of threads. New ones are cut behind them.
   pool_lock.reset();
   uint32_t n = n_classes.load(std::memory_order_relaxed);
   for (uint32_t i = 0; i < n; i++) {
