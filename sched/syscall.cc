@@ -170,8 +170,8 @@ void exit_syscall(G* g) {
     compiler_barrier();
   }
   M* m = g->m;
-  if (g->call_habit < kCallsSleep) g->call_habit = static_cast<uint8_t>(g->call_habit + 2);
   if (m->p != nullptr) {  // sysmon took it (retake_syscall); this side is ours to clear
+    if (g->call_habit < kCallsSleep) g->call_habit++;
     m->trace.add(Ev::kRetake, g->index, m->p->id);
     m->old_p = m->p;
     m->p = nullptr;

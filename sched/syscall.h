@@ -50,10 +50,11 @@ void exit_syscall(G* g);
 constexpr uint8_t kCallsSleep = 2;       // habit from which on they are taken to
 constexpr uint64_t kShortCallTsc = 50'000;  // about what sysmon leaves a call its P for
 
-// After a call that took `took` in a bracket that gave the P up at once; 0: in one that did not.
-inline void learn_call(G* g, uint64_t took) {
-  if (took == 0) g->call_habit--;  // exit_syscall has put 2 on it if the P was lost
-  else g->call_habit = took < kShortCallTsc ? 0 : kCallsSleep;
+// After a call that took `took` in a bracket that gave the P up at once; 0: in one that did not,
+// before which the habit was `before`. exit_syscall counts one more where sysmon took the P.
+inline void learn_call(G* g, uint8_t before, uint64_t took) {
+  if (took != 0) g->call_habit = took < kShortCallTsc ? 0 : kCallsSleep;
+  else if (g->call_habit == before) g->call_habit = 0;
 }
 
 // A call bracket that is a no-op on foreign threads, g0 and wired Gs.
@@ -62,8 +63,9 @@ template <class F>
 inline auto in_syscall(F f) {
   G* g = this_g();
   if (g == nullptr) return f();
+  uint8_t before = g->call_habit;
   uint64_t since = 0, took = 0;
-  if (WEFT_UNLIKELY(g->call_habit >= kCallsSleep)) {
+  if (WEFT_UNLIKELY(before >= kCallsSleep)) {
     enter_syscall_block(g);
     since = tsc();
   } else {
@@ -72,7 +74,7 @@ inline auto in_syscall(F f) {
   auto r = f();
   if (WEFT_UNLIKELY(since != 0)) took = tsc() - since;
   exit_syscall(g);
-  if (WEFT_UNLIKELY(g->call_habit != 0)) learn_call(g, took);
+  if (WEFT_UNLIKELY(g->call_habit != 0)) learn_call(g, before, took);
   return r;
 }
 template <class F>

@@ -289,6 +289,9 @@ Test(sched, a_g_whose_calls_sleep_gives_its_p_up_by_itself, .timeout = 60) {
   std::atomic<bool> over{false};
   Latch l(2);
   go([&] {
+    struct timespec block = {0, 1'000'000};
+    in_syscall_block([&] { return sys_call(SYS_nanosleep, sys_arg(&block)); });
+    EXPECT(this_g()->call_habit == 0);  // given up by choice, not taken: it counted, once
     for (int k = 0; k < 60; k++) {
       struct timespec ts = {0, 1'000'000};
       in_syscall([&] { return sys_call(SYS_nanosleep, sys_arg(&ts)); });
