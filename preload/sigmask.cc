@@ -75,16 +75,21 @@ void host_attention(G* g) {
   if ((bits & kAttCancel) != 0) cancel_attention(g);
 }
 
-// The kernel's mask follows outside the engine, so that what it lets in runs here and now.
-// A handler in between may take us to another M: it leaves kernel and kmask agreeing there.
+// The kernel's mask follows outside the engine, so that what it lets in runs here and now:
+// what was pending is handled before sigprocmask returns, so sysmon must not be quicker and
+// take it (keeps_open). A handler in between may take us to another M: it leaves kernel and
+// kmask agreeing there; or jump out, to another call of this.
 void set_masks(G* g, uint64_t mask) {
+  Thread* t = thread_of(g);
   engine_enter(g);
+  t->opening.store(g->sigmask & ~mask, std::memory_order_release);
   g->sigmask = mask;
   g->m->kmask = mask;
   compiler_barrier();
   g->engine.store(g->engine.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
   compiler_barrier();
   kernel_mask(mask);
+  t->opening.store(0, std::memory_order_release);
   engine_enter(g);
   engine_exit(g);  // attention
 }
@@ -255,6 +260,7 @@ void before_jump(void* env) {
     t->mask_saved = false;
     if (t->sigwait_set.load(std::memory_order_relaxed) != 0)
       t->sigwait_set.store(0, std::memory_order_relaxed);
+    t->opening.store(0, std::memory_order_relaxed);
   }
   auto* b = static_cast<JumpBuf*>(env);
   if (b->mask_was_saved != 0) mask_will_be(reinterpret_cast<const sigset_t*>(&b->saved_mask));

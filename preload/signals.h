@@ -139,6 +139,9 @@ G* who_accepts(uint64_t bit);
 void masks_note(uint64_t now_blocked, uint64_t now_open);
 // Nobody accepts these: returns when sysmon has closed them.
 void masks_close(uint64_t bits);
+// g, the caller, ends: a process signal that only it would take is handled before, or left to
+// the process.
+void signals_leave(G* g);
 // Put aside for whoever accepts them, not routed yet.
 uint64_t deferred_pending();
 

@@ -36,6 +36,7 @@ std::atomic<bool> masks_dirty{true};
 std::atomic<uint64_t> sysmon_open{0};       // at least what it has open
 std::atomic<bool> masks_computing{false};   // it is finding out what to open (masks_note)
 std::atomic<uint32_t> masks_seen{0}, masks_changed{0};  // masks_seen: futex of masks_note
+std::atomic<G*> last_acceptor{nullptr};     // where the last search for one ended
 
 bool lives(const G* g) {
   return g->thread != nullptr && !g->is_g0 && g_state(g) != GState::kDead &&
@@ -45,6 +46,32 @@ bool lives(const G* g) {
 bool accepts(const G* g, uint64_t bit) {
   return lives(g) && ((g->sigmask & bit) == 0 ||
                       (thread_of(g)->sigwait_set.load(std::memory_order_seq_cst) & bit) != 0);
+}
+
+// What sysmon may take for it: nothing, once it is on its way out; and what it is just letting
+// in only after it has had a look itself.
+uint64_t keeps_open(const G* g) {
+  if (!lives(g)) return 0;
+  const Thread* t = thread_of(g);
+  uint64_t open = ~g->sigmask;  // before `opening`: set_masks
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  open &= ~t->opening.load(std::memory_order_acquire);
+  return t->leaving.load(std::memory_order_seq_cst) ? 0 : open;
+}
+
+// Of `bits`, what only the caller accepts. One round from where the last search ended: many
+// threads that end one after another find the same acceptor, or the next.
+uint64_t only_mine(uint64_t bits) {
+  if (G* first = first_thread(); first != nullptr && first != t_g) bits &= ~keeps_open(first);
+  G* from = last_acceptor.load(std::memory_order_relaxed);
+  if (from == nullptr) from = all_gs_first();
+  for (G* g = from; bits != 0;) {
+    if (g != t_g) bits &= ~keeps_open(g);
+    if (bits == 0) last_acceptor.store(g, std::memory_order_relaxed);
+    g = g->all_next != nullptr ? g->all_next : all_gs_first();
+    if (g == from) break;
+  }
+  return bits;
 }
 
 bool put_aside(G* to, int sig, const siginfo_t* info) {
@@ -112,9 +139,14 @@ void signal_process(int sig, const siginfo_t* info) {
 
 void signals_route() {
   if (n_deferred.load(std::memory_order_acquire) == 0) return;
+  // In the engine: a handler, or another G, that ran here while we have one in hand would keep
+  // it from everybody.
+  G* self = this_g();
+  if (self != nullptr) engine_enter(self);
   uint32_t left = n_deferred.load(std::memory_order_relaxed);
   for (Deferred& d : deferred) {
     uint32_t full = 2;
+    if (left == 0) break;  // what comes meanwhile has its own kick
     if (d.word.load(std::memory_order_relaxed) != 2 ||
         !d.word.compare_exchange_strong(full, 3, std::memory_order_acquire))
       continue;
@@ -125,8 +157,9 @@ void signals_route() {
     // Only now: until it is queued, sigpending finds it here.
     n_deferred.fetch_sub(1, std::memory_order_relaxed);
     d.word.store(0, std::memory_order_release);
-    if (--left == 0) return;  // what comes meanwhile has its own kick
+    left--;
   }
+  if (self != nullptr) engine_exit(self);
 }
 
 // ---------------------------------------------------------------- what sysmon keeps open
@@ -153,9 +186,7 @@ void masks_note(uint64_t now_blocked, uint64_t now_open) {
   for (uint64_t rest = left; rest != 0; rest &= rest - 1)
     if (has_handler(__builtin_ctzll(rest) + 1)) left &= ~(rest & -rest);
   if ((now_blocked & open) != 0) masks_dirty.store(true, std::memory_order_release);
-  for (G* g = all_gs_first(); g != nullptr && left != 0; g = g->all_next)
-    if (g != t_g && lives(g)) left &= g->sigmask;
-  if (left != 0) masks_close(left);  // nobody is left who accepts it
+  if (left != 0 && (left = only_mine(left)) != 0) masks_close(left);  // nobody is left
 }
 
 uint64_t deferred_pending() {
@@ -183,6 +214,29 @@ void masks_close(uint64_t bits) {
   }
 }
 
+// A signal that the kernel gave to sysmon while only g accepts it may not even be put aside
+// yet; if g ended now, nobody would have it. Two that rely on each other:
+//   g: 1 leaving  2 fence  3 others leaving?      h: the same
+// One of them sees the other's mark; sysmon then closes what is left, and what it had in hand
+// has been put aside. Main is asked first, unmarked: when it leaves, everything is closed.
+void signals_leave(G* g) {
+  Thread* t = thread_of(g);
+  G* first = first_thread();
+  uint64_t mine = ~g->sigmask & kMaskable;
+  if (first != nullptr && first != g) mine &= ~keeps_open(first);
+  if (mine == 0) return;
+  t->leaving.store(true, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  uint64_t left = g == first ? mine : only_mine(mine);
+  if (left != 0) masks_close(left);
+  // Another thread may be about to hand one over.
+  while (((pending_of(g) | deferred_pending()) & ~g->sigmask) != 0) {
+    signals_attention(g);
+    if ((deferred_pending() & ~g->sigmask) != 0) sys_sched_yield();
+  }
+  mask_swap(g, kMaskable);
+}
+
 void host_tick(uint64_t) {
   signals_route();
   if (!masks_dirty.exchange(false, std::memory_order_acq_rel)) return;
@@ -191,7 +245,7 @@ void host_tick(uint64_t) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   uint64_t open = 0;
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next)
-    if (lives(g) && !g->wired) open |= ~g->sigmask;  // a wired one's own thread is open
+    if (!g->wired) open |= keeps_open(g);  // a wired one's own thread is open
   open &= kMaskable;
   for (int sig : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) open &= ~sig_bit(sig);
   uint64_t mask = ~(open | sig_bit(kHard)) & kAllSignals;  // timers aim at us with it

@@ -154,6 +154,8 @@ void prepare_thread(G* g) {
   cpu_reset(g);
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
+  t->leaving.store(false, std::memory_order_relaxed);
+  t->opening.store(0, std::memory_order_relaxed);
   t->alive.store(true, std::memory_order_relaxed);
   g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it
   // A wish for native scheduling left for the slot's last thread is not this one's.
@@ -207,8 +209,11 @@ void thread_finish(Thread* t) {
   tcb_run_dtors();
   tsd_run_destructors(t);
   if (t_g == nullptr) exit(0);  // the only thread of a fork child that never booted
-  // Whoever sent it saw this thread accept it: natively it would have been handled at once.
-  if (!g->wired && ((pending_of(g) | deferred_pending()) & ~g->sigmask) != 0) signals_attention(g);
+  if (!g->wired) {
+    signals_leave(g);
+    // Whoever sent it saw this thread accept it: natively it would have been handled at once.
+    if (((pending_of(g) | deferred_pending()) & ~g->sigmask) != 0) signals_attention(g);
+  }
   tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
   if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
