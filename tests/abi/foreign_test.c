@@ -21,7 +21,7 @@ static pthread_barrier_t barrier;
 static sem_t requests, answers;
 static pthread_key_t key;
 static pthread_once_t once;
-static int stage, expirations, destroyed, once_runs, inside;
+static int stage, expirations, ticks, destroyed, once_runs, inside;
 static __thread int tls_value = 71;
 
 static void count_destroyed(void *value) { ADD(&destroyed, (int)(intptr_t)value); }
@@ -105,9 +105,13 @@ static int set_up(void **state) {
   return 0;
 }
 
+// Those of a periodic timer may still be about to count when it has been deleted: they have a
+// counter of their own (they made the five of aio six, once in 20 runs on a busy machine).
+enum { kTick = 1 };
+
 static void on_event(union sigval value) {
   if (value.sival_int == 5) meet_an_ordinary_thread();
-  ADD(&expirations, 1);
+  ADD(value.sival_int == kTick ? &ticks : &expirations, 1);
 }
 
 static struct sigevent thread_event(int value) {
@@ -138,14 +142,14 @@ static void timer_thread_meets_others(void **state) {
 static void periodic_timers(void **state) {
   (void)state;
   timer_t timers[8];
-  expirations = 0;
+  ticks = 0;
   for (int i = 0; i < 8; i++) {
-    struct sigevent event = thread_event(0);
+    struct sigevent event = thread_event(kTick);
     struct itimerspec at = {.it_value.tv_nsec = 1000000, .it_interval.tv_nsec = 1000000};
     CHECK_OK(timer_create(i & 1 ? CLOCK_REALTIME : CLOCK_MONOTONIC, &event, &timers[i]));
     CHECK_OK(timer_settime(timers[i], 0, &at, NULL));
   }
-  AWAIT(LOAD(&expirations) >= 100);
+  AWAIT(LOAD(&ticks) >= 100);
   for (int i = 0; i < 8; i++) CHECK_OK(timer_delete(timers[i]));
 }
 
