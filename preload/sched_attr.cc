@@ -4,12 +4,16 @@
 // has anyway (the present policy, the mask of the process) needs no wiring. A setter for
 // another, unwired thread is tried out on the caller's own kernel thread first, so that
 // its error is the native one, then left as a wish (wire.h).
+//
+// Of a wired thread libc notes policy and priority too: by pthread_t it is libc that sets
+// and answers them, as it alone knows what a held priority ceiling has added.
 #include <limits.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
 
 #include "preload/ids.h"
+#include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
 
@@ -293,6 +297,12 @@ G* thread_target(pthread_t pt, int* err) {
   return g;
 }
 
+// t is libc's to ask about: wired, and its TCB has its kernel thread's id by now.
+bool libc_knows(const Target& t) {
+  if (!t.wired || t.self) return t.wired;
+  return __atomic_load_n(static_cast<pid_t*>(tcb_tid_address(t.g)), __ATOMIC_ACQUIRE) == t.ktid;
+}
+
 int positive(long r) { return r < 0 ? static_cast<int>(-r) : 0; }
 
 }  // namespace
@@ -315,7 +325,13 @@ WEFT_EXPORT int pthread_setschedparam(pthread_t pt, int policy, const struct sch
   int err = 0;
   G* g = thread_target(pt, &err);
   if (g == nullptr) return real().pthread_setschedparam(pt, policy, p);
-  return err != 0 ? err : positive(do_sched_setscheduler(resolve_g(g), policy, p));
+  if (err != 0) return err;
+  Target t = resolve_g(g);
+  if (!libc_knows(t)) {
+    long r = do_sched_setscheduler(t, policy, p);
+    if (r < 0 || !t.self || !g->wired) return positive(r);
+  }
+  return real().pthread_setschedparam(pt, policy, p);
 }
 
 WEFT_EXPORT int pthread_getschedparam(pthread_t pt, int* policy, struct sched_param* p) {
@@ -324,6 +340,7 @@ WEFT_EXPORT int pthread_getschedparam(pthread_t pt, int* policy, struct sched_pa
   if (g == nullptr) return real().pthread_getschedparam(pt, policy, p);
   if (err != 0) return err;
   Target t = resolve_g(g);
+  if (libc_knows(t)) return real().pthread_getschedparam(pt, policy, p);
   long r = do_sched_getscheduler(t);
   if (r < 0) return positive(r);
   *policy = static_cast<int>(r);
@@ -334,7 +351,13 @@ WEFT_EXPORT int pthread_setschedprio(pthread_t pt, int priority) {
   int err = 0;
   G* g = thread_target(pt, &err);
   if (g == nullptr) return real().pthread_setschedprio(pt, priority);
-  struct sched_param p = {};
-  p.sched_priority = priority;
-  return err != 0 ? err : positive(do_sched_setparam(resolve_g(g), &p));
+  if (err != 0) return err;
+  Target t = resolve_g(g);
+  if (!libc_knows(t)) {
+    struct sched_param p = {};
+    p.sched_priority = priority;
+    long r = do_sched_setparam(t, &p);
+    if (r < 0 || !t.self || !g->wired) return positive(r);
+  }
+  return real().pthread_setschedprio(pt, priority);
 }

@@ -91,6 +91,17 @@ void carry_out_locked(Wish* w, pid_t ktid) {
   remove_locked(w);
 }
 
+// libc keeps a thread's policy and priority in its TCB too, from the first time it needs
+// them, and reckons priority ceilings from there. A recycled TCB has those of its last
+// thread; a wish was carried out past libc. Main's TCB was always libc's.
+void tell_libc_scheduling(G* g, bool wished) {
+  if (g == first_thread() && !wished) return;
+  struct sched_param p = {};
+  auto policy = static_cast<int>(sys_call(SYS_sched_getscheduler, 0));
+  sys_call(SYS_sched_getparam, 0, sys_arg(&p));
+  real().pthread_setschedparam(g->fs, policy, &p);
+}
+
 template <class F>
 auto locked(F f) {
   G* self = this_g();
@@ -124,11 +135,14 @@ void wire_thread_for_lock(const char* why) {
   }
   wire_self(why);
   signals_wired(g);
-  locked([&] {
-    if (Wish* w = find_locked(g)) carry_out_locked(w, 0);
-    return 0;
-  });
   tcb_wire(g);
+  bool wished = locked([&] {
+    Wish* w = find_locked(g);
+    bool has_sched = w != nullptr && w->has_sched;
+    if (w != nullptr) carry_out_locked(w, 0);
+    return has_sched;
+  });
+  tell_libc_scheduling(g, wished);
 }
 
 bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg) {

@@ -3,7 +3,8 @@
 //
 // Behaviours: EOWNERDEAD once, then consistent or ENOTRECOVERABLE; owner death by return, by
 // pthread_exit, by the end of a process, with and without waiters; PI mutexes exclude,
-// time out and report as others; ceilings; process-shared mutexes across fork.
+// time out and report as others; ceilings and the priorities they add to; process-shared
+// mutexes across fork.
 // Invariant: the death of an owner is told to exactly one locker.
 #include "abi.h"
 
@@ -241,6 +242,72 @@ static void ceilings(void **state) {
   CHECK_OK(pthread_mutexattr_destroy(&attr));
 }
 
+// A lock adds its ceiling to the holder's priority in the kernel, not in what
+// pthread_getschedparam answers; what the thread is given by pthread_setschedparam counts at
+// the next lock. (libc reckons from its own note of it, which such a call once passed by.)
+static void prio_is(int own, int in_kernel) {
+  struct sched_param p;
+  int policy;
+  CHECK_OK(pthread_getschedparam(pthread_self(), &policy, &p));
+  CHECK_EQ(policy, own == 0 ? SCHED_OTHER : SCHED_FIFO);
+  CHECK_EQ(p.sched_priority, own);
+  CHECK_OK(sched_getparam(0, &p));
+  CHECK_EQ(p.sched_priority, in_kernel);
+}
+
+static int become_fifo(int priority) {
+  struct sched_param p = {.sched_priority = priority};
+  return pthread_setschedparam(pthread_self(), SCHED_FIFO, &p);
+}
+
+static void *locks_under_a_ceiling(void *arg) {
+  pthread_mutex_t *m = arg;
+  int old;
+  prio_is(0, 0);
+  if (become_fifo(5) == EPERM) return NULL;
+  prio_is(5, 5);
+  CHECK_OK(pthread_mutex_lock(m));
+  prio_is(5, 20);
+  CHECK_OK(become_fifo(10));
+  prio_is(10, 20);
+  CHECK_OK(pthread_setschedprio(pthread_self(), 25));
+  prio_is(25, 25);
+  CHECK_OK(pthread_setschedprio(pthread_self(), 5));
+  prio_is(5, 20);
+  CHECK_OK(pthread_mutex_unlock(m));
+  prio_is(5, 5);
+  CHECK_OK(pthread_mutex_setprioceiling(m, 3, &old));
+  CHECK_EQ(old, 20);
+  CHECK_EQ(pthread_mutex_lock(m), EINVAL);
+  CHECK_EQ(pthread_mutex_trylock(m), EINVAL);
+  CHECK_OK(pthread_setschedprio(pthread_self(), 2));
+  CHECK_OK(pthread_mutex_lock(m));
+  prio_is(2, 3);
+  CHECK_OK(pthread_mutex_unlock(m));
+  CHECK_OK(pthread_mutex_setprioceiling(m, 20, &old));
+  return NULL;
+}
+
+static int ceilings_in_threads(void *arg) {
+  (void)arg;
+  pthread_mutexattr_t attr;
+  pthread_mutex_t m;
+  CHECK_OK(pthread_mutexattr_init(&attr));
+  CHECK_OK(pthread_mutexattr_setprotocol(&attr, PTHREAD_PRIO_PROTECT));
+  CHECK_OK(pthread_mutexattr_setprioceiling(&attr, 20));
+  CHECK_OK(pthread_mutex_init(&m, &attr));
+  for (int i = 0; i < 3; i++) join(start(locks_under_a_ceiling, &m));  // in one slot after another
+  CHECK_OK(pthread_mutex_destroy(&m));
+  CHECK_OK(pthread_mutexattr_destroy(&attr));
+  return 0;
+}
+
+// In a child: this process's main has used locks that its threads then inherit traits from.
+static void ceilings_add_to_the_priority_set(void **state) {
+  (void)state;
+  CHECK_OK(exit_code(in_child(ceilings_in_threads, NULL)));
+}
+
 // Process-shared.
 
 struct area {
@@ -329,6 +396,7 @@ int main(void) {
       cmocka_unit_test(contended_in_every_protocol),
       cmocka_unit_test(pi_codes),
       cmocka_unit_test(ceilings),
+      cmocka_unit_test(ceilings_add_to_the_priority_set),
       cmocka_unit_test(shared_between_processes),
       cmocka_unit_test(shared_robust_owner_process_dies),
   };
