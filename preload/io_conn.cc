@@ -24,8 +24,10 @@ bool listens(PollDesc* pd) {
   int on = 0;
   socklen_t n = sizeof on;
   sys_call(SYS_getsockopt, pd->fd, SOL_SOCKET, SO_ACCEPTCONN, sys_arg(&on), sys_arg(&n));
-  if (on != 0) io_note(pd, kNoteListener);
-  return on != 0;
+  if (on == 0) return false;
+  io_note(pd, kNoteListener);
+  pd->ahead.store(true, std::memory_order_relaxed);
+  return true;
 }
 
 long g_accept(int fd, sockaddr* addr, socklen_t* len, int flags) {

@@ -35,6 +35,7 @@ long wait_in_kernel(int fd, struct epoll_event* ev, int max, uint64_t deadline,
 long wait_parked(PollDesc* pd, struct epoll_event* ev, int max, uint64_t deadline) {
   PollTurn t;
   poll_turn_begin(t, pd, kPollIn);
+  pd->ahead.store(true, std::memory_order_relaxed);
   for (;;) {
     poll_turn_sample(t);
     long r = wait_now(t.pd->fd, ev, max);

@@ -57,9 +57,10 @@ bool p_has_woken(const P* p) {
   return p->runq.has_next() || p->runq.holds_before(p->woken_until.load(std::memory_order_relaxed));
 }
 
-// True if p's G has had its share and a woken one waits.
-bool share_is_over(const P* p, uint64_t now) {
-  return now - p->slice_before_ns >= kShareNs && p_has_woken(p);
+// True if g, which runs on p, has had its share and a woken one waits.
+bool share_is_over(P* p, const G* g, uint64_t now) {
+  p->share_ns = g->ahead ? kAheadShareNs : kShareNs;
+  return now - p->slice_before_ns >= p->share_ns && p_has_woken(p);
 }
 
 // p's M has not taken the signal: it is not on a core. Whoever was to run next there does so
@@ -116,7 +117,7 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
   uint64_t used = slice_used(p, g, now);
   bool slice_over = others_wait(p) && used >= slice_ns();
   if ((others_wait(p) || outside_waits()) && spin_look(m, g, now)) slice_over = true;
-  if (!slice_over && !share_is_over(p, now)) return;
+  if (!slice_over && !share_is_over(p, g, now)) return;
   // A refused one is asked for again.
   if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
@@ -130,14 +131,14 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
     p->way_used_ns = used;
     p->way_park = g->park.load(std::memory_order_relaxed);
   }
-  p->slice_before_ns = now - kShareNs + kMakeWayAgainNs;
+  p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
   if (p->asked_ns == 0) p->asked_ns = now;
   host_preempt(m, slice_over ? Preempt::kSliceOver : Preempt::kMakeWay);
 }
 
 void check_slice_in_call(P* p, G* g, uint64_t now) {
   if (sched.preempt_ms == 0 || !others_wait(p)) return;
-  if (slice_used(p, g, now) >= slice_ns() || share_is_over(p, now))
+  if (slice_used(p, g, now) >= slice_ns() || share_is_over(p, g, now))
     g->attention.fetch_or(kAttPreempt, std::memory_order_seq_cst);
 }
 
@@ -173,7 +174,7 @@ void note_hog(P* p) {
 // and a look each kAgainNs would cost more than it finds (mariadbd, 128 connections: 8,000
 // looks a second, a tenth of its processor time).
 static uint64_t next_look(const P* p) {
-  uint64_t share = p->slice_before_ns + kShareNs, moved = p->moved_ns + kShareNs / 2;
+  uint64_t share = p->slice_before_ns + p->share_ns, moved = p->moved_ns + kShareNs / 2;
   return share > moved ? share : moved;
 }
 

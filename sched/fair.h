@@ -30,6 +30,9 @@
 namespace weft {
 
 constexpr uint64_t kShareNs = 500'000;  // half of the 1 ms that a woken G may have to wait
+// A thread that serves many (G::ahead) has the kernel's share: a thousand connections that come at
+// once are accepted in a few of these, while those accepted last wait behind those accepted first.
+constexpr uint64_t kAheadShareNs = 3'000'000;
 
 // From no P's own M, with no P idle: g runs next on the P that has run one G the longest.
 // False: put it elsewhere.

@@ -105,7 +105,9 @@ void fire_dir(PollDesc* pd, uint32_t dir, bool all, GList& out) {
           pd->in_flight[dir].store(pd->in_flight[dir].load(std::memory_order_relaxed) + 1,
                                    std::memory_order_relaxed);
         }
-        out.push(g);
+        g->ahead = pd->ahead.load(std::memory_order_relaxed);
+        if (g->ahead) out.push_front(g);
+        else out.push(g);
       }
     }
     w = next;
@@ -385,6 +387,7 @@ void clear_notes(PollDesc* pd) {  // nobody counted in in_flight survives a chan
   pd->in_flight[0].store(0, std::memory_order_relaxed);
   pd->in_flight[1].store(0, std::memory_order_relaxed);
   pd->sticky.store(0, std::memory_order_relaxed);
+  pd->ahead.store(false, std::memory_order_relaxed);
   pd->kind.store(0, std::memory_order_relaxed);
   pd->notes.store(0, std::memory_order_relaxed);
   pd->drained.store(0, std::memory_order_relaxed);

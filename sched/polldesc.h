@@ -66,6 +66,7 @@ struct alignas(kCacheLine) PollDesc {
   std::atomic<uint32_t> tag{0};             // life of the number; changes under lock
   std::atomic<uint32_t> seq[2]{};           // edges seen; changes under lock
   std::atomic<uint32_t> sticky{0};          // PollSticky seen in this life
+  std::atomic<bool> ahead{false};           // listens, or is an epoll: its waiters go first
   // --- guarded by lock
   uint32_t armed = 0;                       // 1 << dir for each direction epoll reports
   PollWaiter* head[2] = {};                 // FIFO; head->prev is the tail

@@ -39,7 +39,8 @@ constexpr uint8_t kHabitSure = 2;
 // A creator that runs on and on would have each of its threads begin, and end, with stack,
 // TLS and TCB long gone from the caches (25 lines each), and new slots for all of them:
 // with 1000 made in one go each costs twice as much as when 64 take turns. Only who makes so
-// many itself gives way: in a recursion that forks it would open the tree in breadth.
+// many itself gives way: in a recursion that forks it would open the tree in breadth. A server
+// that accepts does not: the next connections would wait behind those it has.
 constexpr uint8_t kCreateAhead = 64;
 
 void set_state(G* g, GState s) {
@@ -66,6 +67,37 @@ void runq_put_woken(P* p, G* g) {
   p->woken_until.store(p->runq.place(), std::memory_order_relaxed);
 }
 
+void wake_for(G* self, P* p, bool displaced) {
+  if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
+    if (WEFT_UNLIKELY(sched.sysmon_slow.load(std::memory_order_relaxed))) note_hog(p);
+    return;
+  }
+  bool learn = !displaced && self != nullptr;
+  if (!learn || self->wake_habit < kHabitSure || !p->runq.ring_empty()) wake_p();
+  // The counter costs 10 ns a look: a G that is sure is measured each 7th time only.
+  if (learn && (self->wake_habit < kHabitSure ||
+                p->switches.load(std::memory_order_relaxed) % 7 == 0))
+    self->ready_tsc = tsc();
+}
+
+// One that an event has readied, on p's own M. Events come in bunches of which none has more to
+// do with the present G than another: to the tail. Who serves many, the thread that accepts or
+// waits on an epoll descriptor, goes before them: the others would come to nothing else than
+// more of themselves, while the backlog overflows (a connection refused, or a second lost).
+// mariadbd on one P refused some of 1000 that came at once.
+void ready_event(P* p, G* g) {
+  set_state(g, GState::kRunnable);
+  p->m.load(std::memory_order_relaxed)->trace.add(Ev::kReady, g->index, t_g->index);
+  if (g->ahead) {
+    if (G* old = p->runq.put_next(g)) runq_put_woken(p, old);
+  } else if (p->runq.ring_empty() || sched.n_idle_p.load(std::memory_order_relaxed) != 0 ||
+             !p->runq.offer_next(g)) {
+    // Where all compute, those in the ring may have been preempted: not behind them.
+    runq_put_woken(p, g);
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (head comment)
+}
+
 // Every kMaintain switches: give the ring, the global queue, timers and the netpoller their
 // turn. No more events while as many wait here: a ring that overflows sends its oldest to the
 // global queue, past which the others come round again (echo, 5000 connections: 99th
@@ -73,13 +105,19 @@ void runq_put_woken(P* p, G* g) {
 void maintain(P* p) {
   if (!p->runq.ring_empty())
     if (G* next = p->runq.get_next()) runq_put_woken(p, next);
-  if (G* g = globq_get(p, 1)) runq_put_tail(p, g);
+  G* g = globq_get(p, 1);
+  if (g != nullptr && g->ahead) {  // it keeps nobody from this turn
+    if (G* old = p->runq.put_next(g)) runq_put_tail(p, old);
+    g = globq_get(p, 1);
+  }
+  if (g != nullptr) runq_put_tail(p, g);
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
   netpoll_settle(p);  // waits begun without a try (netsettle.cc)
   if (netpoll_waiters() && p->runq.size() < kMaintain &&
       sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
     GList gs = netpoll(0);
-    ready_list(gs);
+    while (G* e = gs.pop()) ready_event(p, e);
+    if (p->runq.size() > 1) wake_for(nullptr, p, true);
   }
 }
 
@@ -130,23 +168,13 @@ void learn_habit(G* g) {
   }
 }
 
-void wake_for(G* self, P* p, bool displaced) {
-  if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
-    if (WEFT_UNLIKELY(sched.sysmon_slow.load(std::memory_order_relaxed))) note_hog(p);
-    return;
-  }
-  bool learn = !displaced && self != nullptr;
-  if (!learn || self->wake_habit < kHabitSure || !p->runq.ring_empty()) wake_p();
-  // The counter costs 10 ns a look: a G that is sure is measured each 7th time only.
-  if (learn && (self->wake_habit < kHabitSure ||
-                p->switches.load(std::memory_order_relaxed) % 7 == 0))
-    self->ready_tsc = tsc();
-}
-
 }  // namespace
 
+// Who serves many waits for the next maintain(), not for all those whom it serves.
 void globq_put_locked(G* g) {
-  sched.globq.push(g);
+  const G* head = sched.globq.head;
+  if (g->ahead && head != nullptr && !head->ahead) sched.globq.push_front(g);
+  else sched.globq.push(g);
   sched.globq_n.store(sched.globq.n, std::memory_order_release);
 }
 
@@ -181,16 +209,12 @@ void ready(G* g) {
     wake_p();
     return;
   }
-  m->trace.add(Ev::kReady, g->index, self->index);
   if (self->is_g0) {  // timers, netpoll: nobody here is about to park for it
-    // Where all compute, those in the ring may have been preempted: not behind them.
-    if (p->runq.ring_empty() || sched.n_idle_p.load(std::memory_order_relaxed) != 0 ||
-        !p->runq.offer_next(g))
-      runq_put_woken(p, g);
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (head comment)
+    ready_event(p, g);
     if (p->runq.size() > 1) wake_for(nullptr, p, true);
     return;
   }
+  m->trace.add(Ev::kReady, g->index, self->index);
   G* old = p->runq.put_next(g);  // a full fence on x86: the submit's
   if (old != nullptr) {
     runq_put_woken(p, old);
@@ -220,9 +244,10 @@ void g_start(G* g) {
   P* p = m == nullptr ? nullptr : m->p;
   if (p != nullptr) m->trace.add(Ev::kCreate, g->index);
   ready(g);
-  if (p == nullptr || t_g->is_g0 || ++t_g->made < kCreateAhead) return;
-  t_g->made = 0;
-  if (p->runq.size() >= kCreateAhead) yield(false);
+  G* self = t_g;
+  if (p == nullptr || self->is_g0 || ++self->made < kCreateAhead) return;
+  self->made = 0;
+  if (p->runq.size() >= kCreateAhead && !self->ahead) yield(false);
 }
 
 namespace {
@@ -276,11 +301,19 @@ void yield(bool to_global) {
   set_state(g, GState::kRunnable);
   count(p->tick);  // whoever follows, by runnext too, has a slice of its own
   m->trace.add(Ev::kPreempt, g->index);
+  // Before g is put there: at its head it would be the next itself.
+  G* next = p->runq.empty() ? globq_get(p, kRunqSize) : nullptr;
   {
     Hold hold(sched.lock);
     globq_put_locked(g);
   }
-  switch_away();
+  if (next == nullptr) {
+    switch_away();
+    return;
+  }
+  p->inherit = false;
+  g->ready_tsc = 0;
+  leave(g, m, p, next);
 }
 
 void yield_preempted(Preempt why) {
@@ -289,7 +322,8 @@ void yield_preempted(Preempt why) {
   if (why == Preempt::kMakeWay) {
     uint32_t queued = p->runq.size() + (p->runq.has_next() ? 1 : 0);
     if (!others_wait(p)) return;  // somebody else has taken the woken one
-    if (queued != 0 && queued < kRunqSize / 2 && sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
+    uint32_t near = g->ahead ? kMaintain / 2 : kRunqSize / 2;
+    if (queued != 0 && queued < near && sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
       set_state(g, GState::kRunnable);
       count(p->tick);
       g->m->trace.add(Ev::kPreempt, g->index);
