@@ -106,7 +106,9 @@ void maintain(P* p) {
   if (!p->runq.ring_empty())
     if (G* next = p->runq.get_next()) runq_put_woken(p, next);
   G* g = globq_get(p, 1);
-  if (g != nullptr && g->ahead) {  // it keeps nobody from this turn
+  // It keeps nobody from this turn, and not if it is who gives way: it would go on at once, and as
+  // that is no switch, be here again each time (redis with two I/O threads on one P hung).
+  if (g != nullptr && g->ahead && g != t_g) {
     if (G* old = p->runq.put_next(g)) runq_put_tail(p, old);
     g = globq_get(p, 1);
   }

@@ -406,6 +406,38 @@ Test(sched, who_makes_way_makes_it_for_the_woken_one, .timeout = 60) {
   cr_assert_eq(fake::failures(), 0);
 }
 
+// One that serves many goes ahead of a queue, not of those it gives way to: where the upkeep of
+// every 64th switch fell on its own preemption it was next itself, and for ever, since that was
+// no switch (redis with two I/O threads on one P).
+Test(sched, who_serves_many_gives_way_too, .timeout = 60) {
+  boot(1, Caller::kG1);
+  constexpr int kOthers = 40;
+  std::atomic<int> others{0};
+  std::atomic<bool> stop{false};
+  Latch ended(kOthers);
+  for (int i = 0; i < kOthers; i++)
+    go([&] {
+      while (!stop) {
+        others++;
+        let_others_run();
+      }
+      ended.done();
+    });
+  this_g()->ahead = true;
+  for (int i = 0; i < 1000; i++) {
+    int before = others;
+    engine_enter(this_g());
+    yield_preempted(Preempt::kSliceOver);
+    engine_exit(this_g());
+    EXPECT(others > before);
+    EXPECT(others <= before + 130);  // 64 switches, twice; not a round for each that waits
+    if (i % 3 == 0) let_others_run();
+  }
+  stop = true;
+  ended.wait();
+  cr_assert_eq(fake::failures(), 0);
+}
+
 Test(sched, a_wired_g_runs_beside_the_others_and_can_block, .timeout = 60) {
   boot(1);
   int fd[2];
