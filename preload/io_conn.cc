@@ -103,6 +103,8 @@ WEFT_EXPORT int socketpair(int domain, int type, int protocol, int fds[2]) noexc
   if (r != 0) return r;
   for (int i = 0; i < 2; i++)
     io_made(fds[i], io_socket_kind(domain, type & ~kSockFlags, protocol), fresh_notes(domain, type));
+  io_paired(fds[0], fds[1]);
+  io_paired(fds[1], fds[0]);
   return r;
 }
 

@@ -56,17 +56,23 @@ uint32_t kind_of(int fd, uint32_t* notes) {
   }
 }
 
-// Made before boot, when there are no records: the share epoch then, plus one.
+// Made before boot, when there are no records.
 constexpr int kEarly = 1024;
-uint32_t early_epoch[kEarly];
+struct Early {
+  uint32_t epoch;  // the share epoch then, plus one
+  int peer;        // the other end, plus one
+} early[kEarly];
 
 bool made_early(int fd) {
-  return fd < kEarly && early_epoch[fd] == io_share_epoch.load(std::memory_order_relaxed) + 1;
+  return fd < kEarly && early[fd].epoch == io_share_epoch.load(std::memory_order_relaxed) + 1;
+}
+
+bool is_early(int fd) {
+  return fd >= 0 && fd < kEarly && !sched.booted.load(std::memory_order_relaxed) && !in_vfork_child();
 }
 
 void note_early(int fd, uint32_t epoch) {
-  if (fd >= 0 && fd < kEarly && !sched.booted.load(std::memory_order_relaxed) && !in_vfork_child())
-    early_epoch[fd] = epoch;
+  if (is_early(fd)) early[fd] = {epoch, 0};
 }
 
 bool recording() { return sched.booted.load(std::memory_order_acquire) && !in_vfork_child(); }
@@ -102,8 +108,10 @@ bool io_probe(PollDesc* pd) {
   pd->drained.store(0, std::memory_order_relaxed);
   if (made_early(pd->fd)) {
     notes |= kNoteBorn;
-    pd->share_epoch.store(early_epoch[pd->fd] - 1, std::memory_order_relaxed);
-    early_epoch[pd->fd] = 0;
+    pd->share_epoch.store(early[pd->fd].epoch - 1, std::memory_order_relaxed);
+    early[pd->fd].epoch = 0;
+    if (int peer = early[pd->fd].peer; peer != 0)
+      if (PollDesc* to = polldesc_get(peer - 1)) polldesc_pair(pd, to);
   }
   pd->notes.store(notes, std::memory_order_relaxed);
   pd->kind.store(kind, std::memory_order_relaxed);
@@ -169,6 +177,13 @@ void io_made(int fd, uint32_t kind, uint32_t notes) {
                         std::memory_order_relaxed);
   pd->notes.store(notes, std::memory_order_relaxed);
   pd->kind.store(kind, std::memory_order_relaxed);
+}
+
+void io_paired(int from, int to) {
+  if (is_early(from)) early[from].peer = to + 1;
+  if (!recording()) return;
+  PollDesc *a = polldesc_get(from), *b = polldesc_get(to);
+  if (a != nullptr && b != nullptr) polldesc_pair(a, b);
 }
 
 void io_closing(int fd) {

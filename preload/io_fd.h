@@ -98,6 +98,7 @@ bool io_surely_blocking(const PollDesc* pd, PollDir dir);
 extern std::atomic<uint32_t> io_share_epoch;
 void io_descriptors_shared();                     // fork, spawn, SCM_RIGHTS
 void io_made(int fd, uint32_t kind, uint32_t notes);  // by a call we saw; fd < 0: failed
+void io_paired(int from, int to);                 // what goes into the one comes out of the other
 void io_closing(int fd);                          // before the kernel closes or replaces it
 void io_aliased(int fd, int other);               // dup: two numbers, one file
 // Everybody who waits for the file of fd, under any of its numbers, is to try again.

@@ -46,6 +46,7 @@ void note_pipe(const int fds[2], int flags) {
   uint32_t notes = flag_notes(flags) | ((flags & O_DIRECT) != 0 ? uint32_t{kNoteOdd} : 0);
   io_made(fds[0], kIoPipe, notes);
   io_made(fds[1], kIoPipe, notes);
+  io_paired(fds[1], fds[0]);
 }
 
 void forget_range(unsigned first, unsigned last) {

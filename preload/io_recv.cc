@@ -76,7 +76,7 @@ long g_recvfrom(int fd, void* buf, size_t n, int flags, sockaddr* from, socklen_
   bool odd = (io_notes(pd) & kNoteOdd) != 0;
   return read_some(
       pd, (flags & (MSG_PEEK | MSG_TRUNC)) == 0 ? n : 0,
-      [&](int at) -> long {
+      [&](int at, bool) -> long {
         if (odd && below_low_water(pd, at)) return -EAGAIN;
         return sys_call(SYS_recvfrom, at, sys_arg(buf), sys_arg(n), flags | MSG_DONTWAIT,
                         sys_arg(from), sys_arg(len));
@@ -94,7 +94,7 @@ long g_recvmsg(int fd, struct msghdr* m, int flags) {
   bool odd = (io_notes(pd) & kNoteOdd) != 0;
   return read_some(
       pd, 0,
-      [&](int at) -> long {
+      [&](int at, bool) -> long {
         if (odd && below_low_water(pd, at)) return -EAGAIN;
         return sys_call(SYS_recvmsg, at, sys_arg(m), flags | MSG_DONTWAIT);
       },

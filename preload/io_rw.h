@@ -29,7 +29,20 @@ long try_writev(PollDesc* pd, int fd, const struct iovec* iov, int count, int fl
 // A read that gave less than asked for has emptied a TCP stream or a pipe: the next one
 // parks without a try if no edge came since.
 inline bool believe_drained(const PollDesc* pd, const IoCall& c) {
-  return io_known_empty(pd, c.turn.seq) && io_surely_blocking(pd, kPollIn);
+  return io_known_empty(pd, c.turn.seq) && pd->level.load(std::memory_order_relaxed) <= 0 &&
+         io_surely_blocking(pd, kPollIn);
+}
+// A pipe's read end: r is what a read gave. It may have been quicker than the writer's count,
+// so the level goes below 0 for a moment. Bytes that come and go where we do not see it make it
+// wrong; what the kernel says then puts it right.
+inline void learn_level(PollDesc* pd, long r) {
+  if (!pd->fed.load(std::memory_order_relaxed)) return;
+  if (r > 0) {
+    int32_t left = pd->level.fetch_sub(static_cast<int32_t>(r), std::memory_order_relaxed);
+    if (left < -(1 << 20)) pd->level.store(0, std::memory_order_relaxed);
+  } else if (r == -EAGAIN && pd->level.load(std::memory_order_relaxed) > 0) {
+    pd->level.store(0, std::memory_order_relaxed);
+  }
 }
 void note_short_read(PollDesc* pd, const IoCall& c);
 
@@ -49,7 +62,8 @@ inline void learn_guess(PollDesc* pd, bool empty) {
   else if (empty && n < kGuessSure) pd->guess.store(n + 1, std::memory_order_relaxed);
 }
 
-// Reads what there is, waiting for the first of it. `n`: what a full answer would be; 0:
+// Reads what there is, waiting for the first of it. try_once(fd, first): `first` is false where
+// an event has just said that there is something. `n`: what a full answer would be; 0:
 // a short one means nothing.
 template <class Try, class Block>
 inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
@@ -64,8 +78,9 @@ inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
       r = -EAGAIN;
       c.untried = true;
     } else {
-      r = try_once(io_fd(c));
+      r = try_once(io_fd(c), first);
       if (first) learn_guess(pd, r == -EAGAIN);
+      if (io_kind(pd) == kIoPipe) learn_level(pd, r);
     }
     if (r > 0) {
       pd->read_seq.store(c.turn.seq, std::memory_order_relaxed);
@@ -94,6 +109,7 @@ inline long io_write_all(PollDesc* pd, size_t total, Put put, Block in_kernel) {
     io_sample(c);
     long r = put(io_fd(c), done);
     if (r > 0) {
+      polldesc_fed(c.turn.pd, io_kind(c.turn.pd) == kIoPipe ? r : 0);
       done += static_cast<size_t>(r);
       c.started = true;
       if (done >= total) return io_end(c, static_cast<long>(done));

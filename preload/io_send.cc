@@ -32,6 +32,7 @@ template <class Try, class Block>
 long send_datagram(PollDesc* pd, Try try_once, Block whole) {
   if ((io_notes(pd) & kNoteUnix) == 0) return io_run(pd, kPollOut, Wait::kWrite, try_once, whole);
   long r = try_once(pd->fd);
+  if (r >= 0) polldesc_fed(pd, 0);
   if (r != -EAGAIN) return r;
   IoAttr a;
   int err = io_attr(pd, kPollOut, &a);
@@ -90,6 +91,7 @@ long g_sendmsg(int fd, const struct msghdr* m, int flags) {
                        : send_rest(io_fd(c), m, done, later_flags(flags, false));
     if (r == 0 && done == 0) return io_end(c, 0);
     if (r > 0) {
+      polldesc_fed(c.turn.pd, 0);
       if (done == 0) total = iov_bytes(m->msg_iov, static_cast<int>(m->msg_iovlen));
       done += static_cast<size_t>(r);
       c.started = true;

@@ -348,6 +348,44 @@ void polldesc_fire(PollDesc* pd, uint32_t dirs, bool all, GList& out) {
     if ((dirs & 1u << dir) != 0) fire_dir(pd, dir, all, out);
 }
 
+// ---------------------------------------------------------------- pairs
+
+PollDesc* polldesc_peer(const PollDesc* from) {
+  uint64_t at = from->peer.load(std::memory_order_relaxed);
+  if (at == 0) return nullptr;
+  PollDesc* to = polldesc_peek(static_cast<int>(at & 0xffffffffu) - 1);
+  bool same = to != nullptr && to->tag.load(std::memory_order_relaxed) == at >> 32;
+  return same ? to : nullptr;
+}
+
+void polldesc_pair(PollDesc* from, PollDesc* to) {
+  from->peer.store(uint64_t{to->tag.load(std::memory_order_relaxed)} << 32 |
+                       static_cast<uint32_t>(to->fd + 1),
+                   std::memory_order_relaxed);
+  to->fed.store(true, std::memory_order_relaxed);
+}
+
+// The reader, and where it goes on waiting for the event:
+//   1 tries: empty                                a  write
+//   2 lock; seq as before? linked; unlock         b  lock; seq + 1, claim who is linked; unlock
+// a before 1: it reads. Else, 2 before b: it is woken; b before 2: it sees the seq and tries
+// again. Not armed yet: 2 arms, and epoll reports what is there already. The event that epoll
+// has for bytes told of here mostly finds them read by the time it is asked, and is not reported.
+void polldesc_fed_peer(PollDesc* from, long counted) {
+  PollDesc* to = polldesc_peer(from);
+  if (to == nullptr) return;
+  if (counted != 0) to->level.fetch_add(static_cast<int32_t>(counted), std::memory_order_relaxed);
+  if ((to->armed & 1u << kPollIn) == 0) return;
+  G* g = t_g;
+  engine_enter(g);
+  GList out;
+  to->lock.lock();
+  if (polldesc_peer(from) == to) fire_dir(to, kPollIn, false, out);
+  to->lock.unlock();
+  while (G* woken = out.pop()) ready_in_turn(woken);
+  engine_exit(g);
+}
+
 namespace {
 
 // Under pd's lock: does a call still need the file that pd's number means now?
@@ -392,6 +430,10 @@ void clear_notes(PollDesc* pd) {  // nobody counted in in_flight survives a chan
   pd->notes.store(0, std::memory_order_relaxed);
   pd->drained.store(0, std::memory_order_relaxed);
   pd->guess.store(0, std::memory_order_relaxed);
+  pd->peer.store(0, std::memory_order_relaxed);
+  pd->fed.store(false, std::memory_order_relaxed);
+  pd->level.store(0, std::memory_order_relaxed);
+  pd->careful.store(0, std::memory_order_relaxed);
 }
 
 // The kernel's view of the moved takers: the duplicate, registered for what they wait for.

@@ -86,9 +86,14 @@ struct alignas(kCacheLine) PollDesc {
   std::atomic<uint32_t> kind{0};
   std::atomic<uint32_t> notes{0};
   std::atomic<uint32_t> share_epoch{0};
+  std::atomic<uint16_t> careful{0};         // calls to come that must not wait (io_rw.cc)
   std::atomic<uint64_t> drained{0};         // 1<<32 | seq[in]: a read found it empty then
   std::atomic<uint32_t> guess{0};           // first tries of a read in a row that found nothing
   std::atomic<uint32_t> read_seq{0};        // seq[in] as the last read that got data sampled it
+  // What goes into this end of a pipe or socket pair comes out of: tag << 32 | fd + 1. 0: not known.
+  std::atomic<uint64_t> peer{0};
+  std::atomic<bool> fed{false};             // it is somebody's peer; and, of a pipe's read end,
+  std::atomic<int32_t> level{0};            // the bytes that wait in it, as far as we saw
 };
 
 // Null beyond the table, for negative numbers and before the first need (_peek only looks).
@@ -133,6 +138,22 @@ int poll_watch_wait(PollWatch* w, uint32_t n, uint64_t deadline_ns, Wait why);
 
 // An edge in the directions of `dirs` (1 << PollDir); `all`: takers too.
 void polldesc_fire(PollDesc* pd, uint32_t dirs, bool all, GList& out);
+// `from` and `to` are the two ends of one file pair: bytes go from the first to the second.
+void polldesc_pair(PollDesc* from, PollDesc* to);
+// The other end of `from`; null: not known, or closed.
+PollDesc* polldesc_peer(const PollDesc* from);
+// The calling G has just put bytes into `from`: whoever waits at the other end need not wait for
+// epoll to tell. Only ever a hint: where it is not given, or comes too early, the event does.
+// `counted`: a pipe's, how many, added to the level there.
+void polldesc_fed_peer(PollDesc* from, long counted);
+inline void polldesc_fed(PollDesc* from, long counted) {
+  if (from->peer.load(std::memory_order_relaxed) != 0) polldesc_fed_peer(from, counted);
+}
+// Somebody waits to read.
+inline bool polldesc_awaited(const PollDesc* pd) {
+  return reinterpret_cast<const std::atomic<PollWaiter*>*>(&pd->head[kPollIn])
+             ->load(std::memory_order_relaxed) != nullptr;
+}
 // The number is about to be closed or replaced (before the kernel does it).
 void polldesc_retire(PollDesc* pd);
 // The number has just been made by a call we saw; whatever we knew is void.

@@ -34,6 +34,9 @@ constinit Sched sched;
 namespace {
 
 constexpr uint32_t kMaintain = 64;        // switches between looks at the wider world
+// Where more Gs are ready than a ring holds, those in it can wake each other for ever while
+// hundreds stand in the global queue: that has each fourth turn then.
+constexpr uint32_t kGlobalTurn = 4;
 constexpr uint64_t kHabitTsc = 60000;     // 20-30 us at 2-3 GHz: what a wake would cost
 constexpr uint8_t kHabitSure = 2;
 // A creator that runs on and on would have each of its threads begin, and end, with stack,
@@ -113,6 +116,7 @@ void maintain(P* p) {
     g = globq_get(p, 1);
   }
   if (g != nullptr) runq_put_tail(p, g);
+  p->global_turns = sched.globq_n.load(std::memory_order_relaxed) > kMaintain;
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
   netpoll_settle(p);  // waits begun without a try (netsettle.cc)
   if (netpoll_waiters() && p->runq.size() < kMaintain &&
@@ -125,7 +129,13 @@ void maintain(P* p) {
 
 // The next G without leaving the caller's stack, or null: then g0 looks further.
 G* pick_local(P* p) {
-  if (WEFT_UNLIKELY((p->switches.load(std::memory_order_relaxed) % kMaintain) == 0)) maintain(p);
+  uint32_t switches = p->switches.load(std::memory_order_relaxed);
+  if (WEFT_UNLIKELY((switches % kMaintain) == 0)) maintain(p);
+  if (WEFT_UNLIKELY(p->global_turns) && switches % kGlobalTurn == 0)
+    if (G* g = globq_get(p, 1)) {
+      p->inherit = false;
+      return g;
+    }
   if (G* g = p->runq.get_next()) {
     p->inherit = true;
     return g;
@@ -223,6 +233,17 @@ void ready(G* g) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
   }
   wake_for(self, p, old != nullptr);
+}
+
+void ready_in_turn(G* g) {
+  M* m = this_m();
+  P* p = m == nullptr ? nullptr : m->p;
+  if (p == nullptr || (p->runq.ring_empty() && sched.globq_n.load(std::memory_order_relaxed) == 0)) {
+    ready(g);
+    return;
+  }
+  ready_event(p, g);
+  wake_for(t_g, p, true);
 }
 
 void ready_list(GList& gs) {

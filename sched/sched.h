@@ -68,6 +68,7 @@ struct alignas(kCacheLine) P {
   // --- owner M only
   uint32_t id = 0;
   bool inherit = false;                  // the next G came by runnext: it shares the slice
+  bool global_turns = false;             // many wait in the global queue (sched.cc)
   GList free_gs;                         // dead slots of the default class (stack.cc)
   // --- read by sysmon and stealers
   std::atomic<uint32_t> tick{0};         // advances with each slice
@@ -184,6 +185,9 @@ void sched_after_fork(G* keep);
 // Puts a G that is to run onto a queue and wakes a P where that pays. Any thread; a G
 // must be inside the engine. The caller has claimed g (park.h) or just made it.
 void ready(G* g);
+// As ready(), but behind those who wait already: two that feed each other over a pipe would keep
+// everybody else from the P for a slice.
+void ready_in_turn(G* g);
 void ready_list(GList& gs);              // netpoll: the whole batch, one wake each as needed
 // Switches away from the calling G until somebody readies it. See park.h.
 void switch_away();

@@ -58,17 +58,15 @@ static void waiting_ones_are_accepted_in_few_turns(void **state) {
   CHECK_OK(listen(listener, kConnections));
   CHECK_OK(sem_init(&go, 0, 0));
   pthread_t others[kOthers], acceptor = start(accepts, &listener);
-  for (int i = 0; i < kOthers; i++) {
-    CHECK_OK(pipe(pipes[i]));
-    if (i % 2 == 0) CHECK_EQ(write(pipes[i][1], "t", 1), 1);
-  }
+  for (int i = 0; i < kOthers; i++) CHECK_OK(pipe(pipes[i]));
   for (intptr_t i = 0; i < kOthers; i++) others[i] = start(takes_turns, (void *)i);
-  AWAIT(LOAD(&turns) > 2 * kOthers);
   for (int i = 0; i <= kConnections; i++) {
     fds[i] = socket(AF_UNIX, SOCK_STREAM, 0);
     CHECK_OK(connect(fds[i], (struct sockaddr *)&at, sizeof at));
     if (i == 0) CHECK_EQ(read(fds[0], fds, 1), 0);  // accepted, and closed
   }
+  for (int i = 0; i < kOthers; i += 2) CHECK_EQ(write(pipes[i][1], "t", 1), 1);
+  AWAIT(LOAD(&turns) > 2 * kOthers);
   int before = LOAD(&turns);
   CHECK_OK(sem_post(&go));
   join(acceptor);
