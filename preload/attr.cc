@@ -1,7 +1,8 @@
 // attr.cc - pthread_attr_t: read for new threads, written for pthread_getattr_np.
 //
 // The attribute functions themselves stay libc's; they only write the object. Read here
-// through them, so its layout stays libc's business.
+// through them, so its layout stays libc's business. A stack's size is told in whole pages,
+// where libc rounds down to what static TLS is aligned to.
 #include <limits.h>
 #include <string.h>
 
@@ -9,31 +10,25 @@
 #include "preload/knobs.h"
 #include "preload/spawn_attr.h"
 #include "preload/thread.h"
+#include "preload/wire.h"
 
 namespace weft {
 namespace {
 
 std::atomic<size_t> default_stack{0};
 std::atomic<size_t> default_guard{4096};
+std::atomic<bool> default_native{false};  // the defaults are a kernel thread's
 
-void read_default() {
-  pthread_attr_t d;
-  size_t stack = size_t{8} << 20, guard = 4096;
-  if (real().pthread_getattr_default_np(&d) == 0) {
-    pthread_attr_getstacksize(&d, &stack);
-    pthread_attr_getguardsize(&d, &guard);
-    pthread_attr_destroy(&d);
-  }
-  if (knobs().stack_bytes != 0) stack = knobs().stack_bytes;
-  default_guard.store(guard, std::memory_order_relaxed);
-  default_stack.store(stack, std::memory_order_release);
+bool is_explicit(const pthread_attr_t* attr) {
+  int inherit = PTHREAD_INHERIT_SCHED;
+  pthread_attr_getinheritsched(attr, &inherit);
+  return inherit == PTHREAD_EXPLICIT_SCHED;
 }
 
 bool wants_kernel_thread(const pthread_attr_t* attr) {
-  int inherit = PTHREAD_INHERIT_SCHED, policy = SCHED_OTHER;
-  pthread_attr_getinheritsched(attr, &inherit);
+  int policy = SCHED_OTHER;
   pthread_attr_getschedpolicy(attr, &policy);
-  if (inherit == PTHREAD_EXPLICIT_SCHED && policy != SCHED_OTHER) return true;
+  if (is_explicit(attr) && policy != SCHED_OTHER) return true;
   // Without an affinity of its own the object answers with every bit set, of as many as are
   // asked for; with one that reaches beyond them it answers EINVAL.
   cpu_set_t set;
@@ -41,7 +36,45 @@ bool wants_kernel_thread(const pthread_attr_t* attr) {
   uint64_t words[sizeof set / 8], all = ~uint64_t{0};
   memcpy(words, &set, sizeof set);
   for (uint64_t w : words) all &= w;
-  return all != ~uint64_t{0};
+  if (all == ~uint64_t{0}) return false;
+  // As pthread_getattr_np tells it: what the thread would have anyway.
+  cpu_set_t now = {};
+  return sys_call(SYS_sched_getaffinity, 0, sizeof now, sys_arg(&now)) < 0 || !CPU_EQUAL(&set, &now);
+}
+
+void read_default() {
+  pthread_attr_t d;
+  size_t stack = size_t{8} << 20, guard = 4096;
+  bool native = false;
+  if (real().pthread_getattr_default_np(&d) == 0) {
+    pthread_attr_getstacksize(&d, &stack);
+    pthread_attr_getguardsize(&d, &guard);
+    native = wants_kernel_thread(&d);
+    pthread_attr_destroy(&d);
+  }
+  if (knobs().stack_bytes != 0) stack = knobs().stack_bytes;
+  default_guard.store(guard, std::memory_order_relaxed);
+  default_native.store(native, std::memory_order_relaxed);
+  default_stack.store(stack, std::memory_order_release);
+}
+
+// The mask of CPUs, in as few bytes as the kernel takes: 0 or an error number.
+int tell_affinity(pthread_t pt, pthread_attr_t* attr) {
+  unsigned char bits[kMaskBytes];
+  auto* set = reinterpret_cast<cpu_set_t*>(bits);
+  size_t bytes = 32;
+  int err = pthread_getaffinity_np(pt, bytes, set);
+  while (err == EINVAL && bytes < sizeof bits) err = pthread_getaffinity_np(pt, bytes *= 2, set);
+  return err != 0 ? err : pthread_attr_setaffinity_np(attr, bytes, set);
+}
+
+// A wired thread's real-time policy; of others there is nothing to tell.
+void tell_policy(pthread_t pt, pthread_attr_t* attr) {
+  struct sched_param p = {};
+  int policy = SCHED_OTHER;
+  if (pthread_getschedparam(pt, &policy, &p) != 0 || policy == SCHED_OTHER) return;
+  pthread_attr_setschedpolicy(attr, policy);
+  pthread_attr_setschedparam(attr, &p);
 }
 
 }  // namespace
@@ -52,11 +85,12 @@ bool spawn_attr(const pthread_attr_t* attr, SpawnAttr* out) {
   if (default_stack.load(std::memory_order_acquire) == 0) read_default();
   out->stack_bytes = default_stack.load(std::memory_order_relaxed);
   out->guard_bytes = default_guard.load(std::memory_order_relaxed);
-  if (attr == nullptr) return true;
+  if (attr == nullptr) return !default_native.load(std::memory_order_relaxed);
   if (wants_kernel_thread(attr)) return false;
   int detach = PTHREAD_CREATE_JOINABLE;
   pthread_attr_getdetachstate(attr, &detach);
   out->detached = detach == PTHREAD_CREATE_DETACHED;
+  out->explicit_sched = is_explicit(attr);
   pthread_attr_getguardsize(attr, &out->guard_bytes);
   void* base = nullptr;
   size_t bytes = 0;
@@ -93,7 +127,11 @@ WEFT_EXPORT int pthread_getattr_np(pthread_t pt, pthread_attr_t* attr) {
   pthread_attr_setguardsize(attr, t->guard_bytes);
   bool detached = t->join.load(std::memory_order_relaxed) == kDetached;
   pthread_attr_setdetachstate(attr, detached ? PTHREAD_CREATE_DETACHED : PTHREAD_CREATE_JOINABLE);
-  return 0;
+  if (t->explicit_sched) pthread_attr_setinheritsched(attr, PTHREAD_EXPLICIT_SCHED);
+  if (g->wired) tell_policy(pt, attr);
+  err = tell_affinity(pt, attr);
+  if (err != 0) pthread_attr_destroy(attr);
+  return err;
 }
 
 WEFT_EXPORT int pthread_setattr_default_np(const pthread_attr_t* attr) {

@@ -12,6 +12,7 @@ struct SpawnAttr {
   size_t stack_bytes = 0;
   size_t guard_bytes = 4096;
   bool detached = false;
+  bool explicit_sched = false;  // and yet what all have: SCHED_OTHER
   bool has_sigmask = false;
   uint64_t sigmask = 0;
 };

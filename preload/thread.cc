@@ -62,6 +62,12 @@ void set_stack(G* g, const SpawnAttr& a) {
   }
 }
 
+// Stack and guard together are a number, page by page.
+bool has_a_size(const SpawnAttr& a) {
+  size_t guard = round_up(a.guard_bytes, kPageBytes);
+  return guard >= a.guard_bytes && a.stack_bytes + guard >= guard;
+}
+
 // A G with a complete TCB, not running; null with *err set.
 G* make_thread(const SpawnAttr& a, int* err) {
   // With a stack of the program's, the slot holds only the TCB.
@@ -92,7 +98,8 @@ G* make_thread(const SpawnAttr& a, int* err) {
     t->first_run = true;
   }
   t->stack_bytes = a.user_stack != nullptr ? a.stack_bytes : g->cls->stack_bytes;
-  t->guard_bytes = a.guard_bytes;
+  t->guard_bytes = round_up(a.guard_bytes, kPageBytes);
+  t->explicit_sched = a.explicit_sched;
   t->join.store(a.detached ? kDetached : kJoinable, std::memory_order_relaxed);
   Thread* creator = this_thread();
   memcpy(t->name, creator != nullptr ? creator->name : "", creator != nullptr ? sizeof t->name : 1);
@@ -106,6 +113,7 @@ int create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
   // what only the kernel can (affinity, namespaces ...).
   if (!spawn_attr(attr, &a) || wire_inherited()) return -1;
   int err = 0;
+  if (a.user_stack == nullptr && !has_a_size(a)) return EINVAL;
   tls_modules_refresh();
   G* self = this_g();
   G* g = make_thread(a, &err);
@@ -253,6 +261,7 @@ WEFT_EXPORT int pthread_create(pthread_t* out, const pthread_attr_t* attr,
 WEFT_EXPORT int thrd_create(thrd_t* out, thrd_start_t start, void* arg) {
   if (!weft_boot()) return real().thrd_create(out, start, arg);
   int r = create(out, nullptr, nullptr, start, arg);
+  if (r < 0) return real().thrd_create(out, start, arg);
   return r == 0 ? thrd_success : r == ENOMEM ? thrd_nomem : thrd_error;
 }
 

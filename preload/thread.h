@@ -60,6 +60,7 @@ struct Thread {
   // --- attributes as pthread_getattr_np tells them
   size_t stack_bytes = 0;
   size_t guard_bytes = 0;
+  bool explicit_sched = false;
   char name[16] = {};
   struct __res_state res = {};
 };

@@ -32,6 +32,7 @@ constexpr uint32_t kMaxChunks = 8192;
 constexpr size_t kMaxChunkBytes = size_t{64} << 30;
 constexpr uint32_t kColours = 16;
 constexpr size_t kLeastStack = 2 * kPageBytes;     // the colour and the odd part must fit in
+constexpr size_t kMostStack = size_t{1} << 47;     // the address space
 constexpr uint32_t kPerPFree = 256;
 constexpr uint32_t kBatch = 64;                    // slots from the class's list to a P's at once
 constexpr uint32_t kWarm = 1024;                   // free slots of a class that keep their stack pages
@@ -262,6 +263,7 @@ G* all_gs_first() { return all_gs.load(std::memory_order_acquire); }
 bool guards_exhausted() { return guards_gone.load(std::memory_order_relaxed); }
 
 G* g_alloc(size_t stack_bytes, size_t guard_bytes) {
+  if (stack_bytes > kMostStack || guard_bytes > kMostStack) return nullptr;
   stack_bytes = stack_bytes < kLeastStack ? kLeastStack : round_up(stack_bytes, kPageBytes);
   StackClass* c = class_for(stack_bytes, round_up(guard_bytes, kPageBytes));
   if (c == nullptr) return nullptr;

@@ -7,6 +7,8 @@
 // Invariant: what was set is what is read, and what the thread has.
 #include "abi.h"
 
+#include <threads.h>
+
 static void defaults(void **state) {
   (void)state;
   pthread_attr_t attr;
@@ -121,6 +123,47 @@ static void getattr_tells_the_state_of_now(void **state) {
   CHECK_OK(pthread_attr_destroy(&attr));
 }
 
+static void *tells(void *arg) {
+  pthread_attr_t attr;
+  cpu_set_t told, mine;
+  size_t guard;
+  int inherit;
+  CHECK_OK(pthread_getattr_np(pthread_self(), &attr));
+  CHECK_OK(pthread_attr_getaffinity_np(&attr, sizeof told, &told));
+  CHECK_OK(pthread_getaffinity_np(pthread_self(), sizeof mine, &mine));
+  CHECK(CPU_EQUAL(&told, &mine));
+  CHECK_OK(pthread_attr_getguardsize(&attr, &guard));
+  CHECK_EQ(guard, 8192);
+  CHECK_OK(pthread_attr_getinheritsched(&attr, &inherit));
+  CHECK_EQ(inherit, PTHREAD_EXPLICIT_SCHED);
+  if (arg == NULL) {  // what was told serves to make another one
+    pthread_t t;
+    pthread_attr_t again;
+    CHECK_OK(pthread_attr_init(&again));
+    CHECK_OK(pthread_attr_setaffinity_np(&again, sizeof told, &told));
+    CHECK_OK(pthread_attr_setguardsize(&again, guard));
+    CHECK_OK(pthread_attr_setinheritsched(&again, inherit));
+    CHECK_OK(pthread_create(&t, &again, tells, &told));
+    join(t);
+    CHECK_OK(pthread_attr_destroy(&again));
+  }
+  CHECK_OK(pthread_attr_destroy(&attr));
+  return NULL;
+}
+
+// The CPUs, the guard in whole pages and the way of inheriting were not told once.
+static void getattr_tells_affinity_guard_and_inheritance(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  pthread_t t;
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setguardsize(&attr, 4097));
+  CHECK_OK(pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED));
+  CHECK_OK(pthread_create(&t, &attr, tells, NULL));
+  join(t);
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
 static void *wait_gate(void *arg) {
   AWAIT(LOAD(&gate));
   return arg;
@@ -190,6 +233,43 @@ static void default_attributes_of_the_process(void **state) {
   CHECK_OK(pthread_attr_destroy(&old));
 }
 
+static void *own_policy(void *arg) {
+  (void)arg;
+  return (void *)(intptr_t)sched_getscheduler(0);
+}
+static int own_policy_c11(void *arg) {
+  (void)arg;
+  return sched_getscheduler(0);
+}
+
+// Threads made without attributes follow the defaults; they once had SCHED_OTHER all the
+// same, and thrd_create failed wherever a kernel thread was called for.
+static void default_policy_of_the_process(void **state) {
+  (void)state;
+  pthread_attr_t old, attr;
+  struct sched_param param = {.sched_priority = 3};
+  if (sched_setscheduler(0, SCHED_FIFO, &param) != 0) skip();
+  param.sched_priority = 0;
+  CHECK_OK(sched_setscheduler(0, SCHED_OTHER, &param));
+  param.sched_priority = 3;
+  CHECK_OK(pthread_getattr_default_np(&old));
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED));
+  CHECK_OK(pthread_attr_setschedpolicy(&attr, SCHED_FIFO));
+  CHECK_OK(pthread_attr_setschedparam(&attr, &param));
+  CHECK_OK(pthread_setattr_default_np(&attr));
+  CHECK_EQ((intptr_t)join(start(own_policy, NULL)), SCHED_FIFO);
+  thrd_t c11;
+  int policy;
+  CHECK_EQ(thrd_create(&c11, own_policy_c11, NULL), thrd_success);
+  CHECK_EQ(thrd_join(c11, &policy), thrd_success);
+  CHECK_EQ(policy, SCHED_FIFO);
+  CHECK_OK(pthread_setattr_default_np(&old));
+  CHECK_EQ((intptr_t)join(start(own_policy, NULL)), SCHED_OTHER);
+  CHECK_OK(pthread_attr_destroy(&attr));
+  CHECK_OK(pthread_attr_destroy(&old));
+}
+
 static void *own_mask(void *set) {
   CHECK_OK(pthread_sigmask(SIG_BLOCK, NULL, set));
   return NULL;
@@ -237,9 +317,11 @@ int main(void) {
       cmocka_unit_test(defaults),
       cmocka_unit_test(set_and_get),
       cmocka_unit_test(getattr_tells_the_state_of_now),
+      cmocka_unit_test(getattr_tells_affinity_guard_and_inheritance),
       cmocka_unit_test(object_may_be_reused_at_once),
       cmocka_unit_test(default_attributes_of_the_process),
       cmocka_unit_test(signal_mask_attribute),
+      cmocka_unit_test(default_policy_of_the_process),
       cmocka_unit_test(concurrency),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -327,6 +327,13 @@ static void impossible_stack_is_refused(void **state) {
   CHECK_OK(pthread_attr_init(&attr));
   CHECK_OK(pthread_attr_setstacksize(&attr, (size_t)1 << 50));
   CHECK_EQ(pthread_create(&t, &attr, echo, NULL), EAGAIN);
+  // These wrapped around with the guard, and the thread ran on no stack at all.
+  CHECK_OK(pthread_attr_setstacksize(&attr, SIZE_MAX));
+  CHECK_EQ(pthread_create(&t, &attr, echo, NULL), EINVAL);
+  CHECK_OK(pthread_attr_setstacksize(&attr, SIZE_MAX - 4095));
+  CHECK_EQ(pthread_create(&t, &attr, echo, NULL), EINVAL);
+  CHECK_OK(pthread_attr_setstacksize(&attr, SIZE_MAX - 65535));
+  CHECK_EQ(pthread_create(&t, &attr, echo, NULL), EAGAIN);
   CHECK_OK(pthread_attr_destroy(&attr));
   CHECK(join(start(echo, (void *)9)) == (void *)9);
 }
