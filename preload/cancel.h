@@ -64,4 +64,17 @@ inline auto in_cancel_syscall_block(F f) {
   return in_syscall_block([&] { return cancellable(t, f); });
 }
 
+// A call that is no cancellation point, by way of functions of ours that are. (A thread that
+// is asynchronous may be cancelled anywhere.)
+template <class F>
+inline auto without_cancel(F f) {
+  Thread* t = this_thread();
+  if (t == nullptr || t->cancel_async) return f();
+  int was;
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &was);
+  auto r = f();
+  pthread_setcancelstate(was, nullptr);
+  return r;
+}
+
 }  // namespace weft

@@ -2,7 +2,7 @@
 //
 // No flag makes one such call non-blocking on both sides, so each side is awaited first and
 // the call then runs inside the syscall protocol, in pieces that a ready socket takes
-// without much waiting.
+// without much waiting. sendfile is no cancellation point, the others are.
 #include <fcntl.h>
 #include <sys/sendfile.h>
 
@@ -42,9 +42,8 @@ long g_sendfile(int out, int in, off_t* at, size_t n) {
     if (ready < 0) return done != 0 ? static_cast<long>(done) : ready;
     size_t left = n - done;
     size_t piece = ready == 0 && left > kPiece ? kPiece : left;
-    long r = in_cancel_syscall(
+    long r = in_syscall(
         [&] { return sys_call(SYS_sendfile, out, in, sys_arg(at), sys_arg(piece)); });
-    if (r == -EINTR && done == 0) cancel_point();
     if (r <= 0) return done != 0 ? static_cast<long>(done) : r;
     done += static_cast<size_t>(r);
     if (ready == 1) break;
@@ -70,7 +69,7 @@ using namespace weft;
 
 WEFT_EXPORT ssize_t sendfile(int out, int in, off_t* at, size_t n) noexcept {
   if (this_g() == nullptr) return real().sendfile(out, in, at, n);
-  return errno_ret(g_sendfile(out, in, at, n));
+  return errno_ret(without_cancel([&] { return g_sendfile(out, in, at, n); }));
 }
 
 WEFT_EXPORT ssize_t splice(int in, off64_t* in_at, int out, off64_t* out_at, size_t n,

@@ -74,6 +74,7 @@ WEFT_EXPORT int flock(int fd, int op) noexcept {
 
 WEFT_EXPORT int lockf(int fd, int cmd, off_t n) {
   if (this_g() == nullptr) return real().lockf(fd, cmd, n);
+  if (cmd != F_LOCK) return in_syscall([&] { return real().lockf(fd, cmd, n); });
   return libc_kernel([&] { return real().lockf(fd, cmd, n); });
 }
 

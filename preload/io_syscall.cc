@@ -1,13 +1,13 @@
 // io_syscall.cc - see io_syscall.h: raw numbers go the way of the named functions.
 //
 // So a descriptor closed by syscall(SYS_close) reaches the records, and a read by number
-// parks like any other. What the named function would do differently from the raw call
-// (cancellation) is the price.
+// parks like any other. Cancellation is put off meanwhile: syscall() is no point of it.
 #include "preload/io_syscall.h"
 
 #include <type_traits>
 #include <utility>
 
+#include "preload/cancel.h"
 #include "preload/io_fd.h"
 
 namespace weft {
@@ -21,7 +21,7 @@ T as(long v) {
 
 template <class R, class... A, size_t... I>
 long call(R (*f)(A...), const long a[6], std::index_sequence<I...>) {
-  long r = static_cast<long>(f(as<A>(a[I])...));
+  long r = without_cancel([&] { return static_cast<long>(f(as<A>(a[I])...)); });
   return r == -1 ? -static_cast<long>(errno) : r;
 }
 
@@ -104,8 +104,10 @@ bool io_syscall(long nr, const long a[6], long* result) {
       break;
     case SYS_nanosleep: r = by(nanosleep, a); break;
     case SYS_clock_nanosleep:
-      r = -clock_nanosleep(as<clockid_t>(a[0]), as<int>(a[1]), as<const struct timespec*>(a[2]),
-                           as<struct timespec*>(a[3]));
+      r = -without_cancel([&] {
+        return clock_nanosleep(as<clockid_t>(a[0]), as<int>(a[1]), as<const struct timespec*>(a[2]),
+                               as<struct timespec*>(a[3]));
+      });
       break;
     case SYS_sched_yield: r = by(sched_yield, a); break;
     default: return false;

@@ -38,9 +38,9 @@ struct timespec left_until(uint64_t deadline) {
 
 // 0 or an error number, as clock_nanosleep.
 int sleep_for(const struct timespec* req, struct timespec* rem) {
+  cancel_point();  // before what the kernel would look at
   if (bad_pointer(req)) return EFAULT;
   if (!timespec_ok(req) || req->tv_sec < 0) return EINVAL;
-  cancel_point();
   uint64_t deadline = deadline_in(req);
   if (sleep_until(deadline) == Reason::kTimeout) return 0;
   cancel_point();
@@ -49,9 +49,9 @@ int sleep_for(const struct timespec* req, struct timespec* rem) {
 }
 
 int sleep_to(clockid_t clock, const struct timespec* at) {
+  cancel_point();
   if (bad_pointer(at)) return EFAULT;
   if (!timespec_ok(at) || at->tv_sec < 0) return EINVAL;
-  cancel_point();
   for (;;) {
     uint64_t deadline = deadline_from(clock, at);
     uint64_t now = host_now_ns();

@@ -8,6 +8,7 @@
 #include <resolv.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "preload/api.h"
 #include "preload/thread.h"
@@ -61,6 +62,8 @@ struct Privates {
   size_t cancel_offset;  // of the word with libc's cancellation bits; 0: unknown
   size_t robust_offset;  // of struct robust_list_head; 0: unknown
   long robust_futex_offset;
+  uint32_t sched_offset[3];  // of what libc notes of a thread's scheduling; 0: unknown
+  uint32_t sched_word[3];
   ptrdiff_t resp_offset;
   ptrdiff_t t_g_offset;
 };
@@ -117,6 +120,42 @@ void free_dynamic_tls(TcbHead* head) {
   }
 }
 
+// Flags, policy and priority: libc fills them in when it first wants them (aio_read does), by
+// the thread's id, which for ours the kernel does not know. It is shown a TCB with the id
+// of this kernel thread, which is as all of ours are.
+void find_sched_words() {
+  uint32_t *policy_desc, *priority_desc;
+  if (!find(policy_desc, "_thread_db_pthread_schedpolicy") ||
+      !find(priority_desc, "_thread_db_pthread_schedparam_sched_priority"))
+    return;
+  size_t bytes = round_up(priv.sizeof_pthread, kPageBytes);
+  void* mem = sys_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  if (sys_failed(mem)) return;
+  auto* words = static_cast<uint32_t*>(mem);
+  words[priv.tid_offset / 4] = static_cast<uint32_t>(sys_gettid());
+  int policy;
+  struct sched_param param;
+  uint32_t flags = 0, n_flags = 0;
+  if (real().pthread_getschedparam(reinterpret_cast<pthread_t>(mem), &policy, &param) == 0) {
+    for (uint32_t at = 0; at < priv.sizeof_pthread; at += 4) {
+      if (words[at / 4] == 0 || at == priv.tid_offset || at == policy_desc[2] || at == priority_desc[2])
+        continue;
+      flags = at;
+      n_flags++;
+    }
+  }
+  if (n_flags == 1) {
+    const uint32_t at[3] = {flags, policy_desc[2], priority_desc[2]};
+    for (int i = 0; i < 3; i++) priv.sched_word[i] = words[(priv.sched_offset[i] = at[i]) / 4];
+  }
+  sys_munmap(mem, bytes);
+}
+
+void set_sched_words(char* fs) {
+  for (int i = 0; i < 3 && priv.sched_offset[i] != 0; i++)
+    memcpy(fs + priv.sched_offset[i], &priv.sched_word[i], 4);
+}
+
 // libc's cancellation word, if it holds state and type as bits 0 and 1 (2.34 and 2.35 keep
 // them elsewhere). It is tried out on the calling thread.
 void find_cancel_word() {
@@ -169,6 +208,7 @@ const char* tcb_probe() {
   priv.t_g_offset = reinterpret_cast<char*>(&t_g) - fs;
   if (!find_robust()) return "this libc keeps its robust list elsewhere";
   find_cancel_word();
+  find_sched_words();
   bool all_static = false;
   if (!tls_modules_boot(priv.static_below, offset_desc, &all_static) || !check_dtv())
     return "this libc lays thread-local storage out differently";
@@ -217,6 +257,7 @@ bool tcb_make(G* g) {
   memcpy(robust, &robust, sizeof robust);
   memcpy(robust + 8, &priv.robust_futex_offset, sizeof(long));
   memcpy(robust - 8, &robust, sizeof robust);
+  set_sched_words(fs);
   if (&__rseq_offset != nullptr && __rseq_offset != 0) {
     auto* rs = reinterpret_cast<struct rseq*>(fs + __rseq_offset);
     rs->cpu_id = static_cast<uint32_t>(RSEQ_CPU_ID_REGISTRATION_FAILED);
@@ -242,6 +283,7 @@ void tcb_reset(G* g) {
   tls_reset_static(g->fs);
   free_dynamic_tls(head_of(g->fs));
   if (auto* word = tcb_cancel_word(g)) word->store(0, std::memory_order_relaxed);
+  if (g->wired) set_sched_words(reinterpret_cast<char*>(g->fs));
   errno = 0;
   h_errno = 0;
 }

@@ -283,6 +283,11 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
   if (t->join.load(std::memory_order_acquire) == kDetached &&
       !t->alive.load(std::memory_order_acquire))
     return ESRCH;
+  // As libc's, a cancellation point only where there is somebody to wait for. (Not alive but
+  // kJoinable is as good as ended.)
+  if (t->join.load(std::memory_order_acquire) == kJoinable &&
+      t->alive.load(std::memory_order_acquire))
+    cancel_point();
   Thread* self = this_thread();
   if (int err = join_check(self, t)) return err;
   if (self != nullptr) self->joins.store(t, std::memory_order_release);
@@ -290,7 +295,7 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
   while (t->join.load(std::memory_order_acquire) == kJoinable && err != ETIMEDOUT) {
     int r = gfutex_wait(&t->join, kJoinable, deadline_ns, Wait::kJoin, true);
     if (r == -ETIMEDOUT && t->join.load(std::memory_order_acquire) == kJoinable) err = ETIMEDOUT;
-    if (r == -EINTR && cancel_pending()) {
+    if (r == -EINTR && t->alive.load(std::memory_order_acquire) && cancel_pending()) {
       if (self != nullptr) self->joins.store(nullptr, std::memory_order_relaxed);
       t->joining.store(0, std::memory_order_release);
       cancel_point();
@@ -314,8 +319,7 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
 
 template <class F>
 int native_wait(F f) {  // another kernel thread's end: its own futex, in the kernel
-  cancel_point();
-  return in_cancel_syscall_block([&] { return libc_call(f); });
+  return in_syscall_block([&] { return libc_call(f); });
 }
 
 }  // namespace
@@ -323,7 +327,6 @@ int native_wait(F f) {  // another kernel thread's end: its own futex, in the ke
 WEFT_EXPORT int pthread_join(pthread_t pt, void** result) {
   G* g = g_of(pt);
   if (g == nullptr) return native_wait([&] { return real().pthread_join(pt, result); });
-  cancel_point();
   return join_until(g, result, kNever);
 }
 
@@ -340,7 +343,6 @@ WEFT_EXPORT int pthread_clockjoin_np(pthread_t pt, void** result, clockid_t cloc
   if (g == nullptr)
     return native_wait([&] { return real().pthread_clockjoin_np(pt, result, clock, abs); });
   if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return EINVAL;
-  cancel_point();
   if (abs == nullptr) return join_until(g, result, kNever);
   if (thread_of(g)->join.load(std::memory_order_acquire) == kJoinable && !timespec_ok(abs))
     return EINVAL;

@@ -91,9 +91,9 @@ void carry_out_locked(Wish* w, pid_t ktid) {
   remove_locked(w);
 }
 
-// libc keeps a thread's policy and priority in its TCB too, from the first time it needs
-// them, and reckons priority ceilings from there. A recycled TCB has those of its last
-// thread; a wish was carried out past libc. Main's TCB was always libc's.
+// libc keeps a thread's policy and priority in its TCB too (tcb.cc) and reckons priority
+// ceilings from there. What was written at the start of a life need not be true any more;
+// a wish was carried out past libc. Main's TCB was always libc's.
 void tell_libc_scheduling(G* g, bool wished) {
   if (g == first_thread() && !wished) return;
   struct sched_param p = {};

@@ -3,6 +3,7 @@
 // Behaviours: for each call, a thread blocked in it is cancelled; a cancellation that was
 // pending before the call is acted on by the call; the cleanup handler runs once, in
 // the thread; join answers PTHREAD_CANCELED; what the call waits for is not consumed.
+// Calls that are no cancellation points go on, syscall() among them.
 // Invariant: no thread cancelled in a cancellation point goes on after it.
 // libs: -lrt
 #include "abi.h"
@@ -18,6 +19,7 @@
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/select.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -279,12 +281,85 @@ static void nothing_is_consumed(void **state) {
   }
 }
 
+// Its tid's end is its end: then join has nothing to wait for.
+static pid_t tids[3];
+static void *ended(void *arg) {
+  *(pid_t *)arg = gettid();
+  return NULL;
+}
+
+// Calls that libc lets a cancelled thread make; some of them once ended it here.
+static void *calls_with_pending(void *arg) {
+  pthread_t *over = arg;
+  char byte;
+  off_t at = 0;
+  int out = fileno(tmpfile());
+  CHECK_EQ(write(out, "abc", 3), 3);
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL));
+  CHECK_OK(pthread_cancel(pthread_self()));
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL));
+  CHECK_OK(lockf(out, F_TLOCK, 1));
+  CHECK_OK(lockf(out, F_ULOCK, 1));
+  CHECK_EQ(sendfile(out, out, &at, 1), 1);
+  CHECK_EQ(syscall(SYS_write, out, "x", 1), 1);
+  CHECK_EQ(syscall(SYS_pread64, out, &byte, 1, 0), 1);
+  CHECK_EQ(syscall(SYS_poll, NULL, 0, 1), 0);
+  struct timespec ms = {0, 1000000}, past = {1, 0};
+  CHECK_EQ(syscall(SYS_nanosleep, &ms, NULL), 0);
+  CHECK_EQ(syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ms, NULL), 0);
+  CHECK_EQ(syscall(SYS_close, dup(out)), 0);
+  CHECK_OK(pthread_join(over[0], NULL));
+  CHECK_OK(pthread_timedjoin_np(over[1], NULL, &past));
+  CHECK_OK(pthread_clockjoin_np(over[2], NULL, CLOCK_MONOTONIC, &past));
+  close(out);
+  dprintf(2, "close went on with a cancellation pending\n");
+  return NULL;
+}
+
+// Blocked in one of them it is not woken by the request either.
+static void *read_by_number(void *arg) {
+  char byte;
+  STORE(&at_call, 1);
+  CHECK_EQ(syscall(SYS_read, *(int *)arg, &byte, 1), 1);
+  STORE(&gate, 1);
+  for (;;) pthread_testcancel();
+  return NULL;
+}
+
+static void what_is_no_cancellation_point(void **state) {
+  (void)state;
+  pthread_t over[3];
+  for (int i = 0; i < 3; i++) {
+    tids[i] = 0;
+    over[i] = start(ended, &tids[i]);
+    AWAIT(LOAD(&tids[i]) != 0 && syscall(SYS_tgkill, getpid(), tids[i], 0) == -1);
+  }
+  CHECK(join(start(calls_with_pending, over)) == PTHREAD_CANCELED);
+  for (int i = 0; i < 20; i++) {
+    int fd[2];
+    CHECK_OK(pipe(fd));
+    at_call = gate = 0;
+    pthread_t t = start(read_by_number, &fd[0]);
+    AWAIT(LOAD(&at_call));
+    yield_some(i * 3);
+    CHECK_OK(pthread_cancel(t));
+    yield_some(30);
+    CHECK_EQ(LOAD(&gate), 0);
+    CHECK_EQ(write(fd[1], "x", 1), 1);
+    CHECK(join(t) == PTHREAD_CANCELED);
+    CHECK_EQ(gate, 1);
+    close(fd[0]);
+    close(fd[1]);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nothing_is_consumed),
       cmocka_unit_test(cancelled_while_blocked),
       cmocka_unit_test(cancelled_on_the_way_in),
       cmocka_unit_test(cancelled_by_a_pending_request),
+      cmocka_unit_test(what_is_no_cancellation_point),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }
