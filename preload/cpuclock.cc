@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 #include <sys/time.h>
 
+#include "preload/allocator.h"
 #include "preload/api.h"
 #include "preload/ids.h"
 #include "preload/thread.h"
@@ -38,10 +39,11 @@ clockid_t kernel_clock(clockid_t c) {
 
 // Loops that read the clock until something comes to pass are nearly always found in libc or
 // in the vdso, where a G is not preempted: it makes way here.
-inline void make_way_if_asked() {
+inline void make_way_if_asked(const void* caller) {
   G* g = t_g;
   if (WEFT_LIKELY(g == nullptr || (g->attention.load(std::memory_order_relaxed) & kAttPreempt) == 0))
     return;
+  if (from_allocator(caller)) return;
   int saved = errno;
   engine_enter(g);
   engine_exit(g);
@@ -56,7 +58,7 @@ using namespace weft;
 WEFT_EXPORT int clock_gettime(clockid_t c, struct timespec* ts) noexcept {
   if (WEFT_LIKELY(c >= 0 && c != CLOCK_THREAD_CPUTIME_ID)) {
     int r = real().clock_gettime(c, ts);
-    make_way_if_asked();
+    make_way_if_asked(__builtin_return_address(0));
     return r;
   }
   G* g = g_of_clock(c);
@@ -68,7 +70,7 @@ WEFT_EXPORT int clock_gettime(clockid_t c, struct timespec* ts) noexcept {
 
 WEFT_EXPORT int gettimeofday(struct timeval* tv, void* tz) noexcept {
   int r = real().gettimeofday(tv, tz);
-  make_way_if_asked();
+  make_way_if_asked(__builtin_return_address(0));
   return r;
 }
 

@@ -11,6 +11,7 @@
 
 #include <sys/single_threaded.h>
 
+#include "preload/allocator.h"
 #include "preload/wire.h"
 
 namespace weft {
@@ -73,10 +74,11 @@ bool spin(Mutex* m, uint32_t to) {
   return false;
 }
 
-// Waits for the lock; `duty` as in mutex.h. 0 or ETIMEDOUT.
-int acquire_slow(Mutex* m, uint64_t deadline_ns, bool slept, bool duty) {
+// Waits for the lock; `duty` as in mutex.h, `barges` as in Waiter. 0 or ETIMEDOUT.
+int acquire_slow(Mutex* m, uint64_t deadline_ns, bool slept, bool duty, bool barges = false) {
   Waiter w;
   w.since_tsc = 0;
+  w.barges = barges;
   for (;;) {
     uint32_t v = m->word.load(std::memory_order_relaxed);
     if (v == 0) {
@@ -123,7 +125,7 @@ bool free_or_hand(Waiter* w, bool more, void* arg) {
     return true;
   }
   w->duty = more;
-  w->handed = starving(m, w);
+  w->handed = !w->barges && starving(m, w);
   m->word.store(!w->handed ? 0 : more ? 2 : 1, std::memory_order_release);
   return true;
 }
@@ -228,13 +230,40 @@ inline int lock_kinds(Mutex* m, Take take) {
   return 0;
 }
 
-__attribute__((noinline)) int lock_slow(Mutex* m) {
+// By the allocator: its locks keep their G on an M (allocator.h). Foreign threads look again
+// every millisecond: the lock may be free, and the G that was woken for it without an M.
+int acquire_for_allocator(Mutex* m, bool foreign) {
+  if (cas(m, 0, 1) || spin(m, 1)) return 0;
+  if (!foreign) return acquire_slow(m, kNever, false, false, true);
+  while (acquire_slow(m, host_now_ns() + 1'000'000, false, false, true) != 0) {
+  }
+  return 0;
+}
+
+int lock_for_allocator(Mutex* m) {
+  G* g = this_g();
+  if (g != nullptr) g->no_preempt++;
+  int r = lock_kinds(m, [&] { return acquire_for_allocator(m, g == nullptr); });
+  if (g != nullptr) g->no_preempt--;
+  return r;
+}
+
+void release_for_allocator(Mutex* m) {
+  if (m->chain == nullptr && cas(m, 1, 0)) return;
+  G* g = this_g();
+  if (g != nullptr) g->no_preempt++;
+  release_slow(m);
+  if (g != nullptr) g->no_preempt--;
+}
+
+__attribute__((noinline)) int lock_slow(Mutex* m, const void* caller) {
   if (!mutex_is_ours(m))
     return real_lock(m, [&] { return real().pthread_mutex_lock(native_of(m)); });
+  if (from_allocator(caller)) return lock_for_allocator(m);
   return lock_kinds(m, [&] { return acquire(m); });
 }
 
-__attribute__((noinline)) int unlock_kinds(Mutex* m) {
+__attribute__((noinline)) int unlock_kinds(Mutex* m, const void* caller) {
   if (!mutex_is_ours(m)) return real().pthread_mutex_unlock(native_of(m));
   int k = m->kind & kKindMask;
   if (k == PTHREAD_MUTEX_RECURSIVE || k == PTHREAD_MUTEX_ERRORCHECK) {
@@ -243,7 +272,8 @@ __attribute__((noinline)) int unlock_kinds(Mutex* m) {
   }
   m->owner.store(0, std::memory_order_relaxed);
   m->nusers--;
-  release(m);
+  if (from_allocator(caller)) release_for_allocator(m);
+  else release(m);
   return 0;
 }
 
@@ -325,7 +355,7 @@ WEFT_EXPORT int pthread_mutex_lock(pthread_mutex_t* pm) {
       return 0;
     }
   }
-  return lock_slow(m);
+  return lock_slow(m, __builtin_return_address(0));
 }
 
 WEFT_EXPORT int pthread_mutex_unlock(pthread_mutex_t* pm) {
@@ -340,10 +370,11 @@ WEFT_EXPORT int pthread_mutex_unlock(pthread_mutex_t* pm) {
       }
       if (WEFT_LIKELY(cas(m, 1, 0))) return 0;
     }
-    release_slow(m);
+    if (from_allocator(__builtin_return_address(0))) release_for_allocator(m);
+    else release_slow(m);
     return 0;
   }
-  return unlock_kinds(m);
+  return unlock_kinds(m, __builtin_return_address(0));
 }
 
 WEFT_EXPORT int pthread_mutex_trylock(pthread_mutex_t* pm) {

@@ -7,12 +7,17 @@
 // there (preempt_here). rt_sigreturn gives it every register back, on whatever M.
 //
 // Refused: in the engine, in a system call, in libc, the loader, the vdso or ourselves
-// (locks we cannot see), off the G's own stack, with too little room left on it. The G then
-// yields when it next leaves the engine; sysmon asks again.
+// (locks we cannot see), in the library of the program's malloc, off the G's own stack,
+// with too little room left on it. The G then yields when it next leaves the engine; sysmon
+// asks again.
+//
+// The allocator: see allocator.h.
+#include <dlfcn.h>
 #include <link.h>
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
+#include "preload/allocator.h"
 #include "preload/api.h"
 #include "preload/sigframe.h"
 #include "preload/signals.h"
@@ -21,6 +26,9 @@
 #undef p_type  // <resolv.h>, by way of thread.h, renames it
 
 namespace weft {
+
+uintptr_t allocator_lo, allocator_bytes;
+
 namespace {
 
 struct Range {
@@ -34,11 +42,19 @@ Range main_stack;
 
 constexpr size_t kStackLeft = 8 << 10;  // beside the frame: switch_away and a nested frame's start
 
-int note_range(dl_phdr_info* info, size_t, void*) {
+struct Boot {
+  uintptr_t allocator;  // the program's malloc
+  int n_seen = 0;
+};
+
+int note_range(dl_phdr_info* info, size_t, void* arg) {
   const auto here = reinterpret_cast<uintptr_t>(&signals_wrapper);
   const auto libc = reinterpret_cast<uintptr_t>(real().sigaction.get());
   const uintptr_t vdso = getauxval(AT_SYSINFO_EHDR);
   const uintptr_t ldso = getauxval(AT_BASE);
+  // A program that brings its own in the executable (the first here) cannot be spared whole.
+  auto* b = static_cast<Boot*>(arg);
+  const uintptr_t allocator = b->n_seen++ == 0 ? 0 : b->allocator;
   uintptr_t lo = ~uintptr_t{0}, hi = 0;
   for (int i = 0; i < info->dlpi_phnum; i++) {
     const auto& ph = info->dlpi_phdr[i];
@@ -47,7 +63,11 @@ int note_range(dl_phdr_info* info, size_t, void*) {
     if (from < lo) lo = from;
     if (to > hi) hi = to;
   }
-  for (uintptr_t mark : {here, libc, vdso, ldso})
+  if (allocator >= lo && allocator < hi && allocator != 0 && (libc < lo || libc >= hi)) {
+    allocator_lo = lo;
+    allocator_bytes = hi - lo;
+  }
+  for (uintptr_t mark : {here, libc, vdso, ldso, allocator})
     if (mark >= lo && mark < hi && n_ranges < kMaxRanges) {
       no_preempt_in[n_ranges++] = {lo, hi, here >= lo && here < hi};
       break;
@@ -59,7 +79,9 @@ int note_range(dl_phdr_info* info, size_t, void*) {
 
 void preempt_boot() {
   n_ranges = 0;
-  dl_iterate_phdr(note_range, nullptr);
+  allocator_bytes = 0;
+  Boot b{reinterpret_cast<uintptr_t>(dlsym(RTLD_DEFAULT, "malloc"))};
+  dl_iterate_phdr(note_range, &b);
   // The kernel puts the random bytes above main's first frame.
   constexpr uintptr_t kMost = 64 << 20;
   struct rlimit r = {};

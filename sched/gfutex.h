@@ -58,6 +58,7 @@ struct Waiter {
   bool linked = false;
   bool claimed = false;                  // woken already, queued for its turn (requeue)
   bool handed = false;                   // what it waits for was given to it
+  bool barges = false;                   // it is not to be, before it runs
   bool duty = false;                     // others wait behind it: see mutex.h
   bool counter_shared = false;           // part of a word that others change (sem)
 };
