@@ -47,6 +47,7 @@ WEFT_EXPORT int pthread_kill(pthread_t pt, int sig) {
 WEFT_EXPORT int pthread_sigqueue(pthread_t pt, int sig, const union sigval value) {
   G* g = g_of(pt);
   if (g == nullptr) return real().pthread_sigqueue(pt, sig, value);
+  if (!thread_of(g)->alive.load(std::memory_order_acquire)) return ESRCH;
   if (sig == 32 || sig == 33) return EINVAL;
   siginfo_t info = info_from_self(sig, SI_QUEUE);
   info.si_value = value;

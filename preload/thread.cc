@@ -333,7 +333,11 @@ WEFT_EXPORT int pthread_join(pthread_t pt, void** result) {
 WEFT_EXPORT int pthread_tryjoin_np(pthread_t pt, void** result) {
   G* g = g_of(pt);
   if (g == nullptr) return real().pthread_tryjoin_np(pt, result);
-  if (thread_of(g)->join.load(std::memory_order_acquire) == kJoinable) return EBUSY;
+  // One that runs is busy, whoever is to join it.
+  Thread* t = thread_of(g);
+  if (t->join.load(std::memory_order_acquire) == kJoinable ||
+      t->alive.load(std::memory_order_acquire))
+    return EBUSY;
   return join_until(g, result, kNever);
 }
 

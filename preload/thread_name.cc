@@ -147,6 +147,7 @@ WEFT_EXPORT int pthread_setname_np(pthread_t pt, const char* text) {
   G* g = named(pt);
   if (g == nullptr) return real().pthread_setname_np(pt, text);
   if (strlen(text) >= kNameBytes) return ERANGE;
+  if (!thread_of(g)->alive.load(std::memory_order_acquire)) return ENOENT;  // no such file in /proc
   char name[kNameBytes] = {};
   strcpy(name, text);
   set_name(g, name);
@@ -157,6 +158,7 @@ WEFT_EXPORT int pthread_getname_np(pthread_t pt, char* out, size_t room) {
   G* g = named(pt);
   if (g == nullptr) return real().pthread_getname_np(pt, out, room);
   if (room < kNameBytes) return ERANGE;
+  if (!thread_of(g)->alive.load(std::memory_order_acquire)) return ENOENT;
   get_name(g, out);
   return 0;
 }

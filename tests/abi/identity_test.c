@@ -125,6 +125,22 @@ static void tid_of_a_joined_thread_is_gone(void **state) {
   CHECK_FAILS(syscall(SYS_tgkill, getpid(), tid, 0), ESRCH);
 }
 
+// Ended, not joined: its name went with it, and no signal has a target. Both were still had.
+static void an_ended_thread_has_no_name(void **state) {
+  (void)state;
+  char name[16];
+  pthread_t t = start_published();
+  pid_t tid = LOAD(&published_tid);
+  CHECK_OK(pthread_getname_np(t, name, sizeof name));
+  STORE(&gate, 1);
+  AWAIT(syscall(SYS_tgkill, getpid(), tid, 0) == -1);
+  CHECK_EQ(pthread_getname_np(t, name, sizeof name), ENOENT);
+  CHECK_EQ(pthread_setname_np(t, "late"), ENOENT);
+  CHECK_OK(pthread_kill(t, 0));
+  CHECK_EQ(pthread_sigqueue(t, 0, (union sigval){0}), ESRCH);
+  join(t);
+}
+
 static void *check_process_ids(void *arg) {
   const pid_t *ids = (const pid_t *)arg;
   CHECK_EQ(getpid(), ids[0]);
@@ -293,6 +309,7 @@ int main(void) {
       cmocka_unit_test(main_tid_is_the_pid),
       cmocka_unit_test(tids_are_accepted_by_the_calls_that_take_one),
       cmocka_unit_test(tid_of_a_joined_thread_is_gone),
+      cmocka_unit_test(an_ended_thread_has_no_name),
       cmocka_unit_test(process_ids_agree_in_all_threads),
       cmocka_unit_test(names_are_per_thread_and_inherited),
       cmocka_unit_test(names_set_and_read_by_others),
