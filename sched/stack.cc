@@ -14,6 +14,11 @@
 // class's warm list, and when that is long, its cold one, whose stacks are given back to the
 // kernel (TLS and G stay: libc's malloc cache lives there).
 //
+// Under RLIMIT_AS address space is dear: the program may want for malloc what its threads have
+// given up. As libc does, no more than 40 MiB of free stacks are kept; of others guard and
+// stack are unmapped, and mapped again in the same place when their turn comes. The Ps'
+// lists are left out then: they may hold more than that.
+//
 // Tops are coloured by up to 15 cache lines: TCBs and first frames of all slots would
 // otherwise fall into the same few sets of the L1 cache.
 #include "sched/stack.h"
@@ -42,6 +47,7 @@ constexpr int kMadvGuardInstall = 102;             // linux/mman.h of 6.13; not 
 constexpr int kPidfdSelf = -10000;                 // linux/pidfd.h of 6.14
 constexpr uint32_t kCutBatch = 16;                 // slots cut at once,
 constexpr uint32_t kManySlots = 128;               // from a class whose next chunk has so many
+constexpr int64_t kDearIdleBytes = 40 << 20;      // libc's cache of stacks
 constexpr size_t kTopBytes = 2 * kPageBytes;       // TLS, TCB, G and the first frames
 
 struct Chunk {
@@ -62,6 +68,8 @@ const G* survivor = nullptr;                       // but for the one that forke
 std::atomic<bool> guard_by_madvise{true};
 std::atomic<bool> guards_gone{false};
 std::atomic<bool> by_batch{true};
+std::atomic<bool> dear{false};                     // RLIMIT_AS was set when a chunk was mapped
+std::atomic<int64_t> dear_idle_bytes{0};           // in warm lists since; below 0 for older ones
 std::atomic<int> guard_mprotect_left{30000};       // half of the default vm.max_map_count
 
 TcbLayout layout() {
@@ -108,7 +116,10 @@ bool address_space_is_dear() {
 // Maps the next chunk of c; c->lock held. Halves the wish until the kernel agrees.
 bool map_chunk(StackClass* c) {
   size_t wish = c->next_chunk;
-  if (wish > kTightChunkSlots && address_space_is_dear()) wish = kTightChunkSlots;
+  if (address_space_is_dear()) {
+    dear.store(true, std::memory_order_relaxed);
+    if (wish > kTightChunkSlots) wish = kTightChunkSlots;
+  }
   for (size_t n = wish; n > 0; n /= 2) {
     size_t bytes = n * c->stride;
     if (bytes > kMaxChunkBytes && n > 1) continue;
@@ -205,17 +216,79 @@ GList* local_list() {
   return m != nullptr && m->p != nullptr ? &m->p->free_gs : nullptr;
 }
 
+void count_free(StackClass* c) {  // c->lock held
+  c->n_free.store(c->warm.n + c->cold.n + c->shed.n, std::memory_order_relaxed);
+}
+
+size_t sheddable_bytes(const G* g) {
+  uintptr_t hi = reinterpret_cast<uintptr_t>(g->slot_stack_hi) & ~(kPageBytes - 1);
+  return hi - reinterpret_cast<uintptr_t>(g->slot_lo);
+}
+
+// A slot of the shed list, whole again; c->lock held. Null: none, or no address space.
+G* take_shed(StackClass* c) {
+  constexpr int kFixedNoreplace = 0x100000;  // MAP_FIXED_NOREPLACE
+  while (G* g = c->shed.pop()) {
+    size_t n = sheddable_bytes(g);
+    void* p = sys_mmap(g->slot_lo, n, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK | kFixedNoreplace);
+    if (p == g->slot_lo) {
+      sys_madvise(p, n, MADV_NOHUGEPAGE);
+      install_guard(g->slot_lo, g->guard_bytes);
+      return g;
+    }
+    if (p == reinterpret_cast<void*>(-ENOMEM)) {
+      c->shed.push_front(g);
+      return nullptr;
+    }
+    if (!sys_failed(p)) sys_munmap(p, n);
+    // Something else lies there by now: this slot is given up.
+  }
+  return nullptr;
+}
+
+// g_free where address space is dear.
+void free_dear(StackClass* c, G* g) {
+  GList out;
+  {
+    Hold hold(c->lock);
+    c->warm.push_front(g);
+    auto stride = static_cast<int64_t>(c->stride);
+    int64_t idle = dear_idle_bytes.fetch_add(stride, std::memory_order_relaxed) + stride;
+    // The caller may be g itself, still on that stack.
+    for (; g != t_g && idle > kDearIdleBytes && c->warm.head != nullptr; idle -= stride) {
+      out.push(c->warm.pop());
+      dear_idle_bytes.fetch_sub(stride, std::memory_order_relaxed);
+    }
+    count_free(c);
+  }
+  if (out.head == nullptr) return;
+  for (G* x = out.head; x != nullptr; x = x->link) {
+    wait_off_cpu(x);
+    sys_munmap(x->slot_lo, sheddable_bytes(x));
+  }
+  Hold hold(c->lock);
+  c->shed.append(out);
+  count_free(c);
+}
+
 G* take_free(StackClass* c) {
   GList* local = local_list();
   if (local != nullptr && local->head != nullptr && local->head->cls == c) return local->pop();
   if (c->n_free.load(std::memory_order_relaxed) == 0) return nullptr;
   Hold hold(c->lock);
   G* g = c->warm.pop();
+  if (WEFT_UNLIKELY(dear.load(std::memory_order_relaxed))) {
+    if (g != nullptr) dear_idle_bytes.fetch_sub(static_cast<int64_t>(c->stride), std::memory_order_relaxed);
+    else if ((g = c->cold.pop()) == nullptr) g = take_shed(c);
+    count_free(c);
+    return g;
+  }
   if (g == nullptr) g = c->cold.pop();
   // Whoever creates without ending (another P ends them) comes here once in kBatch.
   if (local != nullptr && local->head == nullptr)
     for (uint32_t i = 1; i < kBatch && c->warm.head != nullptr; i++) local->push(c->warm.pop());
-  c->n_free.store(c->warm.n + c->cold.n, std::memory_order_relaxed);
+  count_free(c);
   return g;
 }
 
@@ -246,7 +319,7 @@ void give_back(StackClass* c, GList& gs) {
   GList& to = cold ? c->cold : c->warm;
   gs.append(to);  // in front: LIFO
   to = gs;
-  c->n_free.store(c->warm.n + c->cold.n, std::memory_order_relaxed);
+  count_free(c);
 }
 
 }  // namespace
@@ -283,6 +356,10 @@ G* g_alloc(size_t stack_bytes, size_t guard_bytes) {
 
 void g_free(G* g) {
   StackClass* c = g->cls;
+  if (WEFT_UNLIKELY(dear.load(std::memory_order_relaxed))) {
+    free_dear(c, g);
+    return;
+  }
   GList* local = local_list();
   if (local == nullptr || (local->head != nullptr && local->head->cls != c)) {
     GList one;
@@ -291,7 +368,7 @@ void g_free(G* g) {
     if (g == t_g) {
       Hold hold(c->lock);
       c->warm.push_front(g);
-      c->n_free.store(c->warm.n + c->cold.n, std::memory_order_relaxed);
+      count_free(c);
       return;
     }
     give_back(c, one);
@@ -327,8 +404,8 @@ void g_prepare(G* g, char* stack_hi, void (*fn)(void*), void* arg) {
 
 G* g_at(const void* addr) {
   auto* a = static_cast<const char*>(addr);
-  uint32_t n = n_chunks.load(std::memory_order_acquire);
-  for (uint32_t i = 0; i < n; i++) {
+  // The newest first: it may lie where an older one's stack is unmapped (take_shed).
+  for (uint32_t i = n_chunks.load(std::memory_order_acquire); i-- > 0;) {
     const Chunk& k = chunks[i];
     if (a < k.lo || a >= k.hi) continue;
     char* slot = k.lo + static_cast<size_t>(a - k.lo) / k.cls->stride * k.cls->stride;
@@ -351,7 +428,7 @@ void stack_after_fork(G* keep) {
     // chunks. What is left of the chunk is given up.
     if (c.lock.held()) c.cut = c.cut_end = nullptr;
     c.lock.reset();
-    c.warm = c.cold = GList{};
+    c.warm = c.cold = c.shed = GList{};
     c.n_free.store(0, std::memory_order_relaxed);
   }
   // The first thread's G is no slot's, and may be put to use again: as a new one.
@@ -359,6 +436,7 @@ void stack_after_fork(G* keep) {
     if (g != keep && g->cls == nullptr) g->index = 0;
   if (keep != nullptr) keep->all_next = nullptr;
   all_gs.store(keep, std::memory_order_relaxed);
+  dear_idle_bytes.store(0, std::memory_order_relaxed);
   survivor = keep;
   first_index = next_index.load(std::memory_order_relaxed);
 }

@@ -6,8 +6,8 @@
 //
 // Slots of one size make a class. They are cut from a few large MAP_NORESERVE mappings, so
 // a million of them cost few map entries; guards are MADV_GUARD_INSTALL (no VMA split,
-// kernel 6.13), else mprotect while the map budget lasts. Slots are never unmapped: a G is
-// type-stable (g.h).
+// kernel 6.13), else mprotect while the map budget lasts. A G's own pages are never unmapped:
+// it is type-stable (g.h).
 //
 // A dead G keeps its slot and its TLS; `fresh` says that the TLS was never made. Free Gs:
 // per P for the class used last (no lock), else the class's lists. LIFO, for warm pages.
@@ -26,7 +26,8 @@ struct StackClass {
   Lock lock;                // guards the lists and the cut
   GList warm;               // free slots
   GList cold;               // free slots whose stack pages were given back
-  std::atomic<uint32_t> n_free{0};  // both lists; for readers without the lock
+  GList shed;               // free slots whose guard and stack are unmapped (dear, stack.cc)
+  std::atomic<uint32_t> n_free{0};  // all lists; for readers without the lock
   char* cut = nullptr;      // next never-used slot
   char* cut_end = nullptr;
   uint32_t next_chunk = 16; // slots in the next mapping; doubles

@@ -6,9 +6,10 @@
 // whole; PTHREAD_STACK_MIN runs; 64 MiB are usable to the bottom; the guard faults, that of
 // each of many threads too.
 // Invariant: the reported range is the memory the thread really runs on.
-#include <sys/uio.h>
-
 #include "abi.h"
+
+#include <sys/resource.h>
+#include <sys/uio.h>
 
 struct range {
   char *low;
@@ -359,6 +360,52 @@ static void each_of_many_threads_has_its_guard(void **state) {
   for (int i = 0; i < N; i++) join(t[i]);
 }
 
+static pthread_barrier_t all_there;
+static void *waits_for_all(void *arg) {
+  pthread_barrier_wait(&all_there);
+  return arg;
+}
+
+static void threads_at_once(int n, size_t stack_bytes) {
+  pthread_t t[64];
+  pthread_attr_t attr;
+  CHECK_OK(pthread_barrier_init(&all_there, NULL, (unsigned)n));
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setstacksize(&attr, stack_bytes));
+  for (int i = 0; i < n; i++) CHECK_OK(pthread_create(&t[i], &attr, waits_for_all, NULL));
+  for (int i = 0; i < n; i++) join(t[i]);
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
+static int lives_within_a_limit(void *arg) {
+  unsigned long pages = 0;  // of address space in use: the child has its parent's
+  FILE *f = fopen("/proc/self/statm", "r");
+  CHECK(f != NULL && fscanf(f, "%lu", &pages) == 1);
+  fclose(f);
+  struct rlimit limit = {.rlim_cur = pages * 4096 + ((rlim_t)900 << 20), .rlim_max = RLIM_INFINITY};
+  CHECK_OK(setrlimit(RLIMIT_AS, &limit));
+  for (int round = 0; round < 4; round++) {
+    threads_at_once(40, (size_t)14 << 20);
+    void *volatile much = malloc((size_t)600 << 20);
+    CHECK(much != NULL);
+    free(much);
+    threads_at_once(60, (size_t)(1 + round) << 17);
+    char *taken[8];  // where stacks were
+    for (int i = 0; i < 8; i++)
+      CHECK((taken[i] = mmap(NULL, (size_t)20 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) != MAP_FAILED);
+    threads_at_once(30, (size_t)14 << 20);
+    for (int i = 0; i < 8; i++) munmap(taken[i], (size_t)20 << 20);
+  }
+  (void)arg;
+  return 0;
+}
+
+// Under RLIMIT_AS malloc, and stacks of other sizes, get what ended threads had; it was kept.
+static void address_space_of_ended_threads_is_had_again(void **state) {
+  (void)state;
+  CHECK_OK(exit_code(in_child(lives_within_a_limit, NULL)));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(main_range_holds_its_locals),
@@ -376,6 +423,7 @@ int main(void) {
       cmocka_unit_test(byte_below_the_range_is_guarded),
       cmocka_unit_test(range_is_readable_by_others),
       cmocka_unit_test(each_of_many_threads_has_its_guard),
+      cmocka_unit_test(address_space_of_ended_threads_is_had_again),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
