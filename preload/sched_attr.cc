@@ -13,7 +13,6 @@
 #include <sys/resource.h>
 
 #include "preload/ids.h"
-#include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
 
@@ -297,10 +296,25 @@ G* thread_target(pthread_t pt, int* err) {
   return g;
 }
 
-// t is libc's to ask about: wired, and its TCB has its kernel thread's id by now.
+// g, wired, may be about to tell libc what scheduling it has (wire.cc): a change that came
+// between its look and its telling would be lost.
+void wait_told(const G* g) {
+  const Thread* t = thread_of(g);
+  while (!t->libc_told.load(std::memory_order_acquire) && t->alive.load(std::memory_order_acquire))
+    sys_sched_yield();
+}
+
+// t is libc's to ask about.
 bool libc_knows(const Target& t) {
-  if (!t.wired || t.self) return t.wired;
-  return __atomic_load_n(static_cast<pid_t*>(tcb_tid_address(t.g)), __ATOMIC_ACQUIRE) == t.ktid;
+  if (t.wired && !t.self) wait_told(t.g);
+  return t.wired;
+}
+
+// After a change made past libc: it is libc's to make again if the thread has been wired meanwhile.
+bool libc_knows_now(const Target& t) {
+  if (!t.g->wired) return false;
+  if (!t.self) wait_told(t.g);
+  return true;
 }
 
 int positive(long r) { return r < 0 ? static_cast<int>(-r) : 0; }
@@ -329,7 +343,7 @@ WEFT_EXPORT int pthread_setschedparam(pthread_t pt, int policy, const struct sch
   Target t = resolve_g(g);
   if (!libc_knows(t)) {
     long r = do_sched_setscheduler(t, policy, p);
-    if (r < 0 || !t.self || !g->wired) return positive(r);
+    if (r < 0 || !libc_knows_now(t)) return positive(r);
   }
   return real().pthread_setschedparam(pt, policy, p);
 }
@@ -357,7 +371,7 @@ WEFT_EXPORT int pthread_setschedprio(pthread_t pt, int priority) {
     struct sched_param p = {};
     p.sched_priority = priority;
     long r = do_sched_setparam(t, &p);
-    if (r < 0 || !t.self || !g->wired) return positive(r);
+    if (r < 0 || !libc_knows_now(t)) return positive(r);
   }
   return real().pthread_setschedprio(pt, priority);
 }

@@ -206,7 +206,7 @@ void masks_close(uint64_t bits) {
   uint32_t want = masks_changed.fetch_add(1, std::memory_order_acq_rel) + 1;
   masks_dirty.store(true, std::memory_order_release);
   sysmon_kick();
-  uint64_t give_up = host_now_ns() + 100'000'000;  // sysmon may be stopped in a fork
+  uint64_t give_up = host_now_ns() + 1'000'000'000;  // sysmon may be stopped in a fork
   for (;;) {
     uint32_t seen = masks_seen.load(std::memory_order_acquire);
     if (static_cast<int32_t>(seen - want) >= 0 || host_now_ns() > give_up) return;

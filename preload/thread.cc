@@ -163,6 +163,7 @@ void prepare_thread(G* g) {
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
   t->leaving.store(false, std::memory_order_relaxed);
+  t->libc_told.store(false, std::memory_order_relaxed);
   t->opening.store(0, std::memory_order_relaxed);
   t->alive.store(true, std::memory_order_relaxed);
   g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it

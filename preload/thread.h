@@ -54,6 +54,7 @@ struct Thread {
   bool sig_no_restart = false;           // one of them had no SA_RESTART
   bool mask_saved = false;               // saved_mask comes back as the first handler returns
   uint64_t saved_mask = 0;
+  std::atomic<bool> libc_told{false};    // wired, and libc knows its policy (wire.cc)
   // --- set_tid_address(2); own thread only
   void* clear_tid = nullptr;             // cleared and woken at its end, as the kernel does
   bool clear_tid_set = false;            // else it is libc's own, in the TCB

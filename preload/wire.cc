@@ -136,13 +136,15 @@ void wire_thread_for_lock(const char* why) {
   wire_self(why);
   signals_wired(g);
   tcb_wire(g);
-  bool wished = locked([&] {
+  // Locked all the way: what another thread sets between the look and the telling would be undone.
+  locked([&] {
     Wish* w = find_locked(g);
-    bool has_sched = w != nullptr && w->has_sched;
+    bool wished = w != nullptr && w->has_sched;
     if (w != nullptr) carry_out_locked(w, 0);
-    return has_sched;
+    tell_libc_scheduling(g, wished);
+    return 0;
   });
-  tell_libc_scheduling(g, wished);
+  thread_of(g)->libc_told.store(true, std::memory_order_release);
 }
 
 bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg) {
