@@ -34,8 +34,9 @@ constinit Sched sched;
 namespace {
 
 constexpr uint32_t kMaintain = 64;        // switches between looks at the wider world
-// Where more Gs are ready than a ring holds, those in it can wake each other for ever while
-// hundreds stand in the global queue: that has each fourth turn then.
+// Where more Gs are ready than a ring holds, those in it can feed each other for ever (pipes)
+// while hundreds stand in the global queue: that has each fourth turn then. Not where they are
+// new ones: a recursion that forks would go on in breadth (forkjoin: 5 ms, so 16).
 constexpr uint32_t kGlobalTurn = 4;
 constexpr uint64_t kHabitTsc = 60000;     // 20-30 us at 2-3 GHz: what a wake would cost
 constexpr uint8_t kHabitSure = 2;
@@ -116,7 +117,8 @@ void maintain(P* p) {
     g = globq_get(p, 1);
   }
   if (g != nullptr) runq_put_tail(p, g);
-  p->global_turns = sched.globq_n.load(std::memory_order_relaxed) > kMaintain;
+  p->global_turns = p->fed && sched.globq_n.load(std::memory_order_relaxed) > kMaintain;
+  p->fed = false;
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
   netpoll_settle(p);  // waits begun without a try (netsettle.cc)
   if (netpoll_waiters() && p->runq.size() < kMaintain &&
@@ -242,6 +244,7 @@ void ready_in_turn(G* g) {
     ready(g);
     return;
   }
+  p->fed = true;
   ready_event(p, g);
   wake_for(t_g, p, true);
 }

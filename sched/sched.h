@@ -68,7 +68,8 @@ struct alignas(kCacheLine) P {
   // --- owner M only
   uint32_t id = 0;
   bool inherit = false;                  // the next G came by runnext: it shares the slice
-  bool global_turns = false;             // many wait in the global queue (sched.cc)
+  bool fed = false;                      // a G here fed another lately (ready_in_turn),
+  bool global_turns = false;             // and many wait in the global queue (sched.cc)
   GList free_gs;                         // dead slots of the default class (stack.cc)
   // --- read by sysmon and stealers
   std::atomic<uint32_t> tick{0};         // advances with each slice
