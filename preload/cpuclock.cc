@@ -43,7 +43,8 @@ inline void make_way_if_asked(const void* caller) {
   G* g = t_g;
   if (WEFT_LIKELY(g == nullptr || (g->attention.load(std::memory_order_relaxed) & kAttPreempt) == 0))
     return;
-  if (from_allocator(caller)) return;
+  // Not where it is inside a system call's bracket, as far as the engine knows: the P may be gone.
+  if (g_state(g) != GState::kRunning || from_allocator(caller)) return;
   int saved = errno;
   engine_enter(g);
   engine_exit(g);

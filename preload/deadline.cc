@@ -13,7 +13,7 @@ constexpr uint64_t kBillion = 1000000000;
 
 uint64_t host_now_ns() {
   struct timespec ts;
-  clock_gettime(CLOCK_MONOTONIC, &ts);
+  real().clock_gettime(CLOCK_MONOTONIC, &ts);  // the program's own makes way (cpuclock.cc)
   return static_cast<uint64_t>(ts.tv_sec) * kBillion + static_cast<uint64_t>(ts.tv_nsec);
 }
 
