@@ -6,7 +6,8 @@
 // made refuses what comes next.
 // How it failed: the acceptor had half a millisecond, then waited for everybody else; mariadbd on
 // one processor refused some of 1000 connections (EAGAIN, 2 runs of 14).
-// Counted in turns of the others, on one processor: a busy machine does not change that.
+// Counted in turns of the others, on one processor: a busy machine does not change that. (More Ps
+// than one would share it, and the others' make turns while the acceptor's waits for its core.)
 #include "abi.h"
 
 #include <semaphore.h>
