@@ -174,6 +174,7 @@ void prepare_thread(G* g) {
   g->wait = Wait::kNone;
   g->wake_habit = 0;
   g->call_habit = 0;
+  g->ahead = false;
   g->ready_tsc = 0;
   spin_reset(g);
 }
