@@ -30,6 +30,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "temp.h"
 #ifndef ABI_NO_CMOCKA
 #ifdef __cplusplus
 extern "C" {

@@ -33,7 +33,7 @@ static int empty_pipe[2], full_pipe[2], empty_pair[2], full_pair[2], listener, e
 static pthread_t sleeper;
 static pid_t child;
 static mqd_t posix_queue;
-static char fifo[64], buffer[4096];
+static char fifo[TEMP_ROOM], buffer[4096];
 static struct timespec later;
 static sigset_t usr1;
 
@@ -225,7 +225,7 @@ static int set_up(void **state) {
   snprintf(name, sizeof name, "/weft-cancel-%d", getpid());
   posix_queue = mq_open(name, O_CREAT | O_RDWR, 0600, &attr);
   mq_unlink(name);
-  snprintf(fifo, sizeof fifo, "/tmp/weft-cancel-fifo-%d", getpid());
+  temp_path(fifo, "weft-cancel-fifo-%d", getpid());
   CHECK_OK(mkfifo(fifo, 0600));
   locked_fd = fileno(tmpfile());
   int ready[2];

@@ -13,7 +13,7 @@
 #include <sys/sem.h>
 
 struct scene {
-    char file[64], fifo[64], mqname[64];
+    char file[TEMP_ROOM], fifo[TEMP_ROOM], mqname[64];
     int a, b, msg, sem;  // two open files of one name
     mqd_t mq;
     pid_t child;
@@ -243,8 +243,8 @@ static void scene_open(struct scene *s)
     int id = getpid();
     memset(s, 0, sizeof *s);
     unique++;
-    snprintf(s->file, sizeof s->file, "/tmp/weft-block-%d-%d", id, unique);
-    snprintf(s->fifo, sizeof s->fifo, "/tmp/weft-block-fifo-%d-%d", id, unique);
+    temp_path(s->file, "weft-block-%d-%d", id, unique);
+    temp_path(s->fifo, "weft-block-fifo-%d-%d", id, unique);
     snprintf(s->mqname, sizeof s->mqname, "/weft-block-%d-%d", id, unique);
     s->a = open(s->file, O_RDWR | O_CREAT, 0600);
     s->b = open(s->file, O_RDWR);

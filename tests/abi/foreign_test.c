@@ -162,7 +162,8 @@ static void finish_aio(struct aiocb *cb, ssize_t want) {
 }
 
 static int temporary_file(void) {
-  char name[] = "/tmp/weft-foreign-XXXXXX";
+  char name[TEMP_ROOM];
+  temp_path(name, "weft-foreign-XXXXXX");
   int fd = mkstemp(name);
   CHECK(fd >= 0);
   unlink(name);

@@ -248,8 +248,9 @@ static void *take_flock(void *path) {
 }
 static void file_lock(void **state) {
   (void)state;
-  char path[] = "/tmp/weft-hidden-XXXXXX";
+  char path[TEMP_ROOM];
   pthread_t t[5];
+  temp_path(path, "weft-hidden-XXXXXX");
   int fd = mkstemp(path);
   CHECK_OK(flock(fd, LOCK_EX));
   begin(t, 5, take_flock, path);

@@ -44,6 +44,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "temp.h"
+
 #define IO_FN static __attribute__((unused))
 #define MS 1000000LL
 #define SEC 1000000000LL
@@ -376,7 +378,8 @@ IO_FN int open_fds(void)
 
 IO_FN int temp_file(void)
 {
-    char name[] = "/tmp/weft-abi-XXXXXX";
+    char name[TEMP_ROOM];
+    temp_path(name, "weft-abi-XXXXXX");
     int fd = mkstemp(name);
     MUST(fd >= 0);
     unlink(name);

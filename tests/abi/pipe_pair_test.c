@@ -39,15 +39,22 @@ static void in_and_out_unseen(const int p[2], int n)
     close2(away);
 }
 
+// One that reads a pipe which looks as if it held something.
+static pthread_t read_an_emptied_pipe(struct one_read *r, int p[2])
+{
+    MUST(pipe(p) == 0);
+    in_and_out_unseen(p, 100);
+    *r = (struct one_read){.fd = p[0]};
+    return spawn(read_one, r);
+}
+
 static void an_emptied_pipe_is_waited_for(void)
 {
     for (int i = 0; i < 50; i++) {
         int p[2];
-        MUST(pipe(p) == 0);
-        in_and_out_unseen(p, 100);
-        struct one_read r = {.fd = p[0]};
-        pthread_t t = spawn(read_one, &r);
-        usleep(200);  // others run meanwhile, on one processor as well
+        struct one_read r;
+        pthread_t t = read_an_emptied_pipe(&r, p);
+        usleep(200);  // main comes back while it waits, on one processor as well
         CHECK_EQ(r.done.n, 0);
         MUST(write(p[1], "x", 1) == 1);
         join(t);
@@ -108,10 +115,8 @@ static void a_wait_for_an_emptied_pipe_ends_by_cancel_and_signal(void)
     MUST(sigaction(SIGUSR1, &sa, &old) == 0);
     for (int i = 0; i < 50; i++) {
         int p[2];
-        MUST(pipe(p) == 0);
-        in_and_out_unseen(p, 100);
-        struct one_read r = {.fd = p[0]};
-        pthread_t t = spawn(read_one, &r);
+        struct one_read r;
+        pthread_t t = read_an_emptied_pipe(&r, p);
         if (i % 2 == 0) {
             usleep((useconds_t)i * 10);
             MUST(pthread_cancel(t) == 0);

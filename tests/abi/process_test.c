@@ -201,8 +201,8 @@ static int print_and_exit(void *path) {
 
 static void stdio_is_flushed(void **state) {
   (void)state;
-  char path[64], text[256];
-  snprintf(path, sizeof path, "/tmp/weft-process-test-%d", getpid());
+  char path[TEMP_ROOM], text[256];
+  temp_path(path, "weft-process-test-%d", getpid());
   CHECK_EQ(exit_code(in_child(print_and_exit, path)), 3);
   FILE *f = fopen(path, "r");
   CHECK(f != NULL);

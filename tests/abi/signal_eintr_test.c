@@ -18,7 +18,7 @@
 struct scene {
     int p[2], pair[2], listener, port, ep, msg, semset, file, file2;
     pid_t child;
-    char fifo[64];
+    char fifo[TEMP_ROOM];
     sem_t sem;
     pthread_mutex_t m;
     pthread_cond_t c;
@@ -198,10 +198,11 @@ static void scene_open(struct scene *s, int prepare)
     s->msg = msgget(IPC_PRIVATE, 0600);
     s->semset = semget(IPC_PRIVATE, 1, 0600);
     MUST(s->msg >= 0 && s->semset >= 0);
-    snprintf(s->fifo, sizeof s->fifo, "/tmp/weft-fifo-%d-%d", getpid(), unique++);
+    temp_path(s->fifo, "weft-fifo-%d-%d", getpid(), unique++);
     MUST(mkfifo(s->fifo, 0600) == 0);
     sem_init(&s->sem, 0, 0);
-    char name[] = "/tmp/weft-lock-XXXXXX";
+    char name[TEMP_ROOM];
+    temp_path(name, "weft-lock-XXXXXX");
     s->file = mkstemp(name);
     s->file2 = open(name, O_RDWR);
     unlink(name);

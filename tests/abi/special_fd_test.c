@@ -180,7 +180,8 @@ static void *notify_reader(void *arg)
 
 static void inotify_read_blocks_until_the_event(void)
 {
-    char dir[] = "/tmp/weft-inotify-XXXXXX", file[64];
+    char dir[TEMP_ROOM], file[TEMP_ROOM + 16];
+    temp_path(dir, "weft-inotify-XXXXXX");
     MUST(mkdtemp(dir) != NULL);
     struct notify n = {.fd = inotify_init1(0), .started = GATE_INIT};
     MUST(inotify_add_watch(n.fd, dir, IN_CREATE) >= 0);

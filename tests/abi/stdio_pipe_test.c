@@ -169,7 +169,8 @@ static void blocked_reader_keeps_the_stream_lock(void)
 // what it is, at once: a regular file, then another pipe.
 static void a_closed_streams_number_is_new(void)
 {
-    char line[64], name[] = "/tmp/stdio_pipe_XXXXXX";
+    char line[64], name[TEMP_ROOM];
+    temp_path(name, "weft-stdio-XXXXXX");
     int file = mkstemp(name);
     MUST(file >= 0 && write(file, "from the file\n", 14) == 14);
     close(file);
