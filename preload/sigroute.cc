@@ -261,6 +261,7 @@ void sigroute_after_fork() {
   for (uint32_t i = 0; i < deferred_used.top(); i++)
     deferred[i].word.store(0, std::memory_order_relaxed);
   n_deferred.store(0, std::memory_order_relaxed);
+  last_acceptor.store(nullptr, std::memory_order_relaxed);  // in no list of ours any more
   sysmon_open.store(0, std::memory_order_relaxed);
   masks_computing.store(false, std::memory_order_relaxed);
   masks_dirty.store(true, std::memory_order_relaxed);
