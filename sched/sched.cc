@@ -306,6 +306,8 @@ void switch_away() {
 
 void yield(bool to_global) {
   G* g = t_g;
+  // In a system call's bracket the P may be another M's by now, and the state is not ours to change.
+  CHECK(g_state(g) == GState::kRunning);
   M* m = g->m;
   P* p = m->p;
   if (!to_global) {
