@@ -391,6 +391,37 @@ static void pending_from_before_the_first_thread(void)
     CHECK_EQ(status, 0);
 }
 
+// A fork child looks for who else accepts a signal among its own threads. The search went on
+// from where the parent's had ended, a thread that the child has not, and came round to it never.
+static void *lets_it_in(void *arg)
+{
+    mask_signal(SIG_UNBLOCK, SIGTERM);
+    if (arg) gate_wait(arg, 1);
+    return NULL;
+}
+
+static void a_fork_childs_threads_end(void)
+{
+    struct sigaction old = set_handler(SIGTERM, on_signal, 0);
+    mask_signal(SIG_BLOCK, SIGTERM);
+    struct gate stay = GATE_INIT;
+    pthread_t acceptor = spawn(lets_it_in, &stay);
+    for (int i = 0; i < 20; i++) join(spawn(lets_it_in, NULL));
+    gate_post(&stay);
+    join(acceptor);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(20);
+        join(spawn(lets_it_in, NULL));
+        _exit(7);
+    }
+    int status = 0;
+    MUST(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    mask_signal(SIG_UNBLOCK, SIGTERM);
+    sigaction(SIGTERM, &old, NULL);
+}
+
 static const struct CMUnitTest tests[] = {
     T(signal_and_old_action),
     T(siginfo_values),
@@ -401,5 +432,6 @@ static const struct CMUnitTest tests[] = {
     T(mask_calls),
     T(pending_signals),
     T(pending_from_before_the_first_thread),
+    T(a_fork_childs_threads_end),
 };
 IO_MAIN(tests)

@@ -477,37 +477,6 @@ static void process_signal_is_handled_before_its_taker_ends(void)
     sigaction(SIGTERM, &old, NULL);
 }
 
-// A fork child looks for who else accepts a signal among its own threads. The search went on
-// from where the parent's had ended, a thread that the child has not, and came round to it never.
-static void *lets_it_in(void *arg)
-{
-    mask_signal(SIG_UNBLOCK, SIGTERM);
-    if (arg) gate_wait(arg, 1);
-    return NULL;
-}
-
-static void a_fork_childs_threads_end(void)
-{
-    struct sigaction old = set_handler(SIGTERM, on_handled, 0);
-    mask_signal(SIG_BLOCK, SIGTERM);
-    struct gate stay = GATE_INIT;
-    pthread_t acceptor = spawn(lets_it_in, &stay);
-    for (int i = 0; i < 20; i++) join(spawn(lets_it_in, NULL));
-    gate_post(&stay);
-    join(acceptor);
-    pid_t child = fork();
-    if (child == 0) {
-        alarm(20);
-        join(spawn(lets_it_in, NULL));
-        _exit(7);
-    }
-    int status = 0;
-    MUST(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
-    mask_signal(SIG_UNBLOCK, SIGTERM);
-    sigaction(SIGTERM, &old, NULL);
-}
-
 // Nobody accepts it: it stays pending for the process, visible to every thread, until
 // some thread unblocks it.
 static void *sees_it_pending(void *arg)
@@ -547,6 +516,5 @@ static const struct CMUnitTest tests[] = {
     T(process_signal_finds_the_only_acceptor),
     T(process_signal_is_handled_before_its_taker_ends),
     T(process_signal_waits_for_an_acceptor),
-    T(a_fork_childs_threads_end),
 };
 IO_MAIN(tests)

@@ -288,6 +288,11 @@ Test(sched, a_g_whose_calls_sleep_gives_its_p_up_by_itself, .timeout = 60) {
   boot(1);
   std::atomic<bool> over{false};
   Latch l(2);
+  // First: it is to wait for the P when the other's call begins.
+  go([&] {
+    while (!over) let_others_run();
+    l.done();
+  });
   go([&] {
     struct timespec block = {0, 1'000'000};
     in_syscall_block([&] { return sys_call(SYS_nanosleep, sys_arg(&block)); });
@@ -300,10 +305,6 @@ Test(sched, a_g_whose_calls_sleep_gives_its_p_up_by_itself, .timeout = 60) {
     for (int k = 0; k < 3; k++) in_syscall([] { return sys_call(SYS_getppid); });
     EXPECT(this_g()->call_habit == 0);
     over = true;
-    l.done();
-  });
-  go([&] {
-    while (!over) let_others_run();
     l.done();
   });
   l.wait();
