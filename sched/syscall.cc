@@ -89,7 +89,10 @@ void enter_syscall(G* g) {
   if (WEFT_UNLIKELY(g->m->sent.load(std::memory_order_relaxed) != 0)) let_signals_land(g);
 }
 
-void enter_syscall_block(G* g) {
+namespace {
+
+// One way into the bracket. False: something wants attention first.
+bool give_p_up(G* g) {
   engine_enter(g);
   M* m = g->m;
   P* p = m->p;
@@ -115,12 +118,21 @@ void enter_syscall_block(G* g) {
   compiler_barrier();
   g->engine.store(g->engine.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
   compiler_barrier();
-  if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0)) {
-    exit_syscall(g);  // attends; what comes later finds us outside the engine and interrupts
-    enter_syscall(g);
-  } else if (WEFT_UNLIKELY(g->m->sent.load(std::memory_order_relaxed) != 0)) {
-    let_signals_land(g);
+  if (WEFT_UNLIKELY(g->attention.load(std::memory_order_relaxed) != 0)) return false;
+  if (WEFT_UNLIKELY(g->m->sent.load(std::memory_order_relaxed) != 0)) let_signals_land(g);
+  return true;
+}
+
+}  // namespace
+
+void enter_syscall_block(G* g) {
+  // exit_syscall attends. What is not to be settled that way, or comes later, finds us outside
+  // the engine and interrupts the call.
+  for (int tries = 0; tries < 2; tries++) {
+    if (give_p_up(g)) return;
+    exit_syscall(g);
   }
+  enter_syscall(g);
 }
 
 bool sent_begin(M* m, G* g, uint32_t bit, bool running_only) {
