@@ -56,23 +56,31 @@ uint32_t kind_of(int fd, uint32_t* notes) {
   }
 }
 
-// Made before boot, when there are no records.
+// Made before boot, when there are no records, and neither closed nor duplicated since: after boot
+// too, for a record begins with the first use only.
 constexpr int kEarly = 1024;
+constexpr uint32_t kRecorded = ~0u;
 struct Early {
-  uint32_t epoch;  // the share epoch then, plus one
-  int peer;        // the other end, plus one
+  std::atomic<uint32_t> epoch;  // the share epoch then, plus one; kRecorded; 0: not one of these
+  int peer;                     // the other end, plus one; written before boot
 } early[kEarly];
 
-bool made_early(int fd) {
-  return fd < kEarly && early[fd].epoch == io_share_epoch.load(std::memory_order_relaxed) + 1;
+uint32_t early_epoch(int fd) {
+  return fd >= 0 && fd < kEarly ? early[fd].epoch.load(std::memory_order_relaxed) : 0;
+}
+
+void forget_early(int fd) {
+  if (early_epoch(fd) != 0 && !in_vfork_child()) early[fd].epoch.store(0, std::memory_order_relaxed);
 }
 
 bool is_early(int fd) {
   return fd >= 0 && fd < kEarly && !sched.booted.load(std::memory_order_relaxed) && !in_vfork_child();
 }
 
-void note_early(int fd, uint32_t epoch) {
-  if (is_early(fd)) early[fd] = {epoch, 0};
+void note_early(int fd) {
+  if (!is_early(fd)) return;
+  early[fd].epoch.store(io_share_epoch.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  early[fd].peer = 0;
 }
 
 bool recording() { return sched.booted.load(std::memory_order_acquire) && !in_vfork_child(); }
@@ -106,12 +114,13 @@ bool io_probe(PollDesc* pd) {
   uint32_t notes = 0;
   uint32_t kind = kind_of(pd->fd, &notes);
   pd->drained.store(0, std::memory_order_relaxed);
-  if (made_early(pd->fd)) {
+  uint32_t epoch = early_epoch(pd->fd);
+  if (epoch == io_share_epoch.load(std::memory_order_relaxed) + 1) {
     notes |= kNoteBorn;
-    pd->share_epoch.store(early[pd->fd].epoch - 1, std::memory_order_relaxed);
-    early[pd->fd].epoch = 0;
-    if (int peer = early[pd->fd].peer; peer != 0)
-      if (PollDesc* to = polldesc_get(peer - 1)) polldesc_pair(pd, to);
+    pd->share_epoch.store(epoch - 1, std::memory_order_relaxed);
+    early[pd->fd].epoch.store(kRecorded, std::memory_order_relaxed);
+    if (int peer = early[pd->fd].peer - 1; early_epoch(peer) != 0)
+      if (PollDesc* to = polldesc_get(peer)) polldesc_pair(pd, to);
   }
   pd->notes.store(notes, std::memory_order_relaxed);
   pd->kind.store(kind, std::memory_order_relaxed);
@@ -167,7 +176,8 @@ void io_descriptors_shared() { io_share_epoch.fetch_add(1, std::memory_order_rel
 
 void io_made(int fd, uint32_t kind, uint32_t notes) {
   bool known = kind == kIoPipe || (kind >= kIoTcp && kind <= kIoDgram);
-  note_early(fd, known ? io_share_epoch.load(std::memory_order_relaxed) + 1 : 0);
+  if (known) note_early(fd);
+  if (!known || recording()) forget_early(fd);
   if (fd < 0 || !recording()) return;
   PollDesc* pd = polldesc_get(fd);
   if (pd == nullptr) return;
@@ -187,7 +197,7 @@ void io_paired(int from, int to) {
 }
 
 void io_closing(int fd) {
-  note_early(fd, 0);
+  forget_early(fd);
   if (!recording()) return;
   PollDesc* pd = polldesc_peek(fd);
   if (pd == nullptr || pd->fd != fd) return;  // never asked for: nothing recorded
@@ -196,8 +206,8 @@ void io_closing(int fd) {
 }
 
 void io_aliased(int fd, int other) {
-  note_early(fd, 0);
-  note_early(other, 0);
+  forget_early(fd);
+  forget_early(other);
   if (!recording()) return;
   for (int n : {fd, other})
     if (PollDesc* pd = polldesc_peek(n); pd != nullptr && pd->fd == n) io_note(pd, kNoteAliased);

@@ -325,6 +325,33 @@ static void errors_from_main_and_thread(void)
     join(spawn(errors_thread, NULL));
 }
 
+// A pipe from before the first thread, and so from before there were any records of numbers.
+static int from_before[2];
+__attribute__((constructor)) static void make_from_before(void) { make_pipe(from_before); }
+
+// Its duplicate was made later, and nobody noted that the file had two numbers: O_NONBLOCK set over
+// the one was not seen over the other, where a read slept on. The first test: a fork makes all
+// that is known of such numbers void.
+static void a_duplicate_of_one_made_before_threads(void)
+{
+    struct reader r;
+    join(spawn(errors_thread, NULL));
+    int d = dup(from_before[0]);
+    MUST(d >= 0);
+    pthread_t t = start(&r, from_before[0], 0);
+    MUST(write(from_before[1], "1", 1) == 1);
+    join(t);
+    CHECK_EQ(r.got, 1);
+    MUST(fcntl(d, F_SETFL, O_NONBLOCK) == 0);
+    t = start(&r, from_before[0], 0);
+    WAIT_UNTIL(r.done);
+    join(t);
+    CHECK_EQ(r.got, -1);
+    CHECK_EQ(r.err, EAGAIN);
+    close(d);
+    close2(from_before);
+}
+
 struct churn {
     uint64_t seed;
     int rounds;
@@ -366,6 +393,7 @@ static void numbers_migrate_between_threads(void)
 }
 
 static const struct CMUnitTest tests[] = {
+    T(a_duplicate_of_one_made_before_threads),
     T(close_under_a_blocked_read),
     T(dup2_under_a_blocked_read),
     T(number_reused_after_every_way_to_close),
