@@ -63,7 +63,7 @@ bool on_alt_stack(const G* g, uintptr_t sp) {
 
 void host_attention(G* g) {
   uint32_t bits = g->attention.exchange(0, std::memory_order_acquire);
-  if ((bits & kAttProbe) != 0) spin_called(g);
+  if ((bits & (kAttProbe | kAttResumed)) != 0) spin_called(g);
   if ((bits & kAttModules) != 0) tls_modules_refresh();
   if ((bits & kAttWire) != 0) wire_attention(g);
   if ((bits & kAttSignal) != 0) signals_attention(g);

@@ -81,8 +81,9 @@ struct alignas(kCacheLine) G {
 
   // --- waiting by spinning (spinwait.h)
   std::atomic<uint32_t> spin_marks{0};   // written by this G, read by sysmon
-  std::atomic<uint64_t> probe_tsc{0};    // when kAttProbe was set
-  std::atomic<uint64_t> probe_cpu_ns{0};  // its M's processor time then
+  std::atomic<uint64_t> probe_cpu_ns{0};  // sysmon's: its M's processor time as of kAttProbe
+  std::atomic<uint64_t> resumed_cpu_ns{0};  // its own: the same as of kAttResumed
+  uint64_t resumed_tsc = 0;
   uint64_t quiet_ns = 0;            // how long it had made no call when it was preempted; 0: it had
 
   // --- signals, virtualised by preload/ (kernel bit order)
@@ -115,7 +116,8 @@ enum Attention : uint32_t {
   kAttPreempt = 4,  // its slice is over
   kAttModules = 8,  // it called dlopen or dlclose
   kAttBreak = 32,   // with kAttCancel: no wait at all is to begin
-  kAttProbe = 64,   // has it made a call since? (spinwait.h); nothing waits for it
+  kAttProbe = 64,   // has it made a call since? (spinwait.h); nothing waits for these two
+  kAttResumed = 128,  // the same, since it was last resumed
   kAttWire = 16,    // another thread asked for native scheduling of it (preload/wire.h)
 };
 

@@ -25,7 +25,8 @@ void fire_sleep(Timer* t) {
 Reason park(G* g) {
   // Who parks gives its P up anyway: the end of its slice, which sysmon may mark at any moment,
   // ends no wait.
-  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~uint32_t{kAttProbe | kAttPreempt};
+  constexpr uint32_t kEndsNoWait = kAttProbe | kAttResumed | kAttPreempt;
+  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~kEndsNoWait;
   if (WEFT_UNLIKELY(bits != 0) &&
       (g->interruptible.load(std::memory_order_relaxed) || (bits & kAttBreak) != 0)) {
     // A signal or a cancel came before we published: do not sleep on it. If the claim is

@@ -2,6 +2,7 @@
 #include "sched/spinwait.h"
 
 #include "sched/netpoll.h"
+#include "sched/syscall.h"
 #include "sched/sysmon.h"
 
 namespace weft {
@@ -35,14 +36,12 @@ uint64_t cpu_now_ns() {
   return static_cast<uint64_t>(ts.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(ts.tv_nsec);
 }
 
-void probe(G* g, uint64_t cpu_ns) {
-  g->probe_cpu_ns.store(cpu_ns, std::memory_order_relaxed);
-  g->probe_tsc.store(tsc(), std::memory_order_relaxed);
-  g->attention.fetch_or(kAttProbe, std::memory_order_release);
-}
+constexpr uint32_t kQuietBits = kAttProbe | kAttResumed;
 
-bool probed(const G* g) {
-  return (g->attention.load(std::memory_order_acquire) & kAttProbe) != 0;
+// The processor time of g's M since when g has made no call; kNever: not known.
+uint64_t quiet_since(const G* g, uint32_t attention) {
+  if ((attention & kAttResumed) != 0) return g->resumed_cpu_ns.load(std::memory_order_relaxed);
+  return (attention & kAttProbe) != 0 ? g->probe_cpu_ns.load(std::memory_order_relaxed) : kNever;
 }
 
 // Code may be executable only (protection keys). The kernel reads the set before it finds
@@ -66,13 +65,18 @@ bool pause_near(uintptr_t pc) {
 }  // namespace
 
 bool spin_look(const M* m, G* g, uint64_t now) {
-  uint64_t cpu_ns = cpu_time_ns(m->tid.load(std::memory_order_relaxed));
-  if (!probed(g)) {
-    probe(g, cpu_ns);
+  int tid = m->tid.load(std::memory_order_relaxed);
+  uint32_t bits = g->attention.load(std::memory_order_acquire);
+  if ((bits & kQuietBits) == 0) {  // steps 1 to 4 (spinwait.h)
+    g->probe_cpu_ns.store(kNever, std::memory_order_relaxed);
+    g->attention.fetch_or(kAttProbe, std::memory_order_seq_cst);
+    uint64_t cpu_ns = cpu_time_ns(tid);
+    if (runs_on(g, m)) g->probe_cpu_ns.store(cpu_ns, std::memory_order_relaxed);
     return false;
   }
-  if (!known(g) || cpu_ns < g->probe_cpu_ns.load(std::memory_order_relaxed) + kSpinLookNs / 2)
-    return false;
+  if (!known(g)) return false;
+  uint64_t since = quiet_since(g, bits);
+  if (since == kNever || cpu_time_ns(tid) < since + kSpinLookNs / 2) return false;
   last_ns.store(now, std::memory_order_relaxed);
   return true;
 }
@@ -81,9 +85,9 @@ bool spin_preempted(G* g, uintptr_t pc) {
   uint32_t marks = g->spin_marks.load(std::memory_order_relaxed);
   if (marks != 0) g->spin_marks.store(marks - 1, std::memory_order_relaxed);
   // Taken back: leaving the engine after the switch is no call.
-  uint32_t bits = g->attention.fetch_and(~uint32_t{kAttProbe}, std::memory_order_relaxed);
-  bool quiet = (bits & kAttProbe) != 0;
-  g->quiet_ns = quiet ? cpu_now_ns() - g->probe_cpu_ns.load(std::memory_order_relaxed) : 0;
+  uint32_t bits = g->attention.fetch_and(~kQuietBits, std::memory_order_relaxed);
+  uint64_t since = quiet_since(g, bits);
+  g->quiet_ns = since == kNever ? 0 : cpu_now_ns() - since;
   // A lock's short spin before it sleeps (InnoDB's) has pauses, too.
   if (g->quiet_ns >= kLongNs && pause_near(pc)) add_marks(g, kMarksSlice);
   if (!known(g)) return false;
@@ -96,14 +100,19 @@ void spin_refused(G* g) {
   g->spin_marks.store(marks > kMarksLook ? marks - kMarksLook : 0, std::memory_order_relaxed);
 }
 
-void spin_resumed(G* g) { probe(g, cpu_now_ns()); }
+void spin_resumed(G* g) {
+  g->resumed_tsc = tsc();
+  g->resumed_cpu_ns.store(cpu_now_ns(), std::memory_order_relaxed);
+  g->attention.fetch_or(kAttResumed, std::memory_order_release);
+}
 
 void spin_called(G* g) {
   uint64_t quiet = g->quiet_ns;
   if (quiet == 0) return;
   g->quiet_ns = 0;
   vain.store(0, std::memory_order_relaxed);
-  uint64_t soon = (tsc() - g->probe_tsc.load(std::memory_order_relaxed)) * 2 / 5;  // about
+  // Since it was resumed, by its own note: sysmon may have probed it while it left the engine.
+  uint64_t soon = (tsc() - g->resumed_tsc) * 2 / 5;  // about
   if (soon >= quiet / 8 || soon >= kSoonNs) return;
   add_marks(g, quiet >= kLongNs ? kMarksSlice : kMarksLook);
 }

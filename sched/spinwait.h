@@ -14,8 +14,12 @@
 // wait, and keeps its P as long as it makes calls. Each such preemption takes away one
 // of its marks, so a G that was taken for one by mistake is rid of it after some ms.
 //
-// "Quiet" is found without a cost to calls: kAttProbe in G::attention is set by sysmon (or
-// when the G is resumed) and goes away at the next call, which looks at attention anyway.
+// "Quiet" is found without a cost to calls: a bit of G::attention is set by sysmon (kAttProbe) or
+// by the resumed G itself (kAttResumed), beside the time, and goes away at the next call, which
+// looks at attention anyway. Each keeps a time of its own. Sysmon may be late between its steps,
+// and the G have made calls meanwhile or be on another M, so
+//   1 probe_cpu_ns = none   2 kAttProbe   3 t = the M's clock   4 still on that M: probe_cpu_ns = t
+// A bit that stands was set before t was read, and no call came after that.
 // Quiet is counted in processor time: on a busy machine a G whose M has lost its core for
 // some ms makes no call meanwhile either, and its next one soon after.
 // Calls that enter nothing (an uncontended mutex, which redis's loop takes now and then)
@@ -41,7 +45,7 @@ bool spin_preempted(G* g, uintptr_t pc);
 void spin_refused(G* g);
 // g runs again.
 void spin_resumed(G* g);
-// kAttProbe was set and g makes a call.
+// One of the two bits was set and g makes a call.
 void spin_called(G* g);
 // A new thread in g's slot.
 void spin_reset(G* g);

@@ -13,15 +13,6 @@ namespace {
 constexpr uint64_t kCountOne = uint64_t{1} << 32;
 constexpr uint64_t kStateMask = 0xffffffffu;
 
-// g is m's, not merely the one m ran last. m->curg alone does not say so: after a switch to
-// g0 it names the old G until schedule() clears it, and the M may lose its core in between,
-// while another M runs that G, in a call of its own perhaps. g->m does: begin_run writes it
-// before the state. So: after an (acquire) look at g's state or engine depth.
-bool runs_on(G* g, const M* m) {
-  return m->curg.load(std::memory_order_acquire) == g &&
-         __atomic_load_n(&g->m, __ATOMIC_ACQUIRE) == m;
-}
-
 uint64_t with_state(uint64_t word, uint32_t s) { return (word & ~kStateMask) | s; }
 
 // The G came back without a P: the old one, any idle one, else queue and let the M sleep.

@@ -98,6 +98,15 @@ inline auto in_syscall_block(F f) {
 // `running_only`: a G that is in the kernel already is to be left alone.
 bool sent_begin(M* m, G* g, uint32_t bit, bool running_only);
 
+// g is m's, not merely the one m ran last. m->curg alone does not say so: after a switch to
+// g0 it names the old G until schedule() clears it, and the M may lose its core in between,
+// while another M runs that G, in a call of its own perhaps. g->m does: begin_run writes it
+// before the state. So: after an (acquire) look at g's state or engine depth.
+inline bool runs_on(G* g, const M* m) {
+  return m->curg.load(std::memory_order_acquire) == g &&
+         __atomic_load_n(&g->m, __ATOMIC_ACQUIRE) == m;
+}
+
 // sysmon's side. True if p was taken from its M; the caller owns it.
 bool retake_syscall(P* p, M* m, G* g, uint64_t state);
 bool retake_hidden(P* p, M* m, G* g);

@@ -207,6 +207,12 @@ class Atomic {
   T fetch_sub(T d, std::memory_order = std::memory_order_seq_cst) {
     return rmw("sub", [&](T old) { return static_cast<T>(old - d); });
   }
+  T fetch_or(T b, std::memory_order = std::memory_order_seq_cst) {
+    return rmw("or", [&](T old) { return static_cast<T>(old | b); });
+  }
+  T fetch_and(T b, std::memory_order = std::memory_order_seq_cst) {
+    return rmw("and", [&](T old) { return static_cast<T>(old & b); });
+  }
   bool compare_exchange_strong(T& want, T v, std::memory_order = std::memory_order_seq_cst,
                                std::memory_order = std::memory_order_seq_cst) {
     T expected = want;
