@@ -32,16 +32,17 @@ inline bool believe_drained(const PollDesc* pd, const IoCall& c) {
   return io_known_empty(pd, c.turn.seq) && pd->level.load(std::memory_order_relaxed) <= 0 &&
          io_surely_blocking(pd, kPollIn);
 }
-// A pipe's read end: r is what a read gave. It may have been quicker than the writer's count,
-// so the level goes below 0 for a moment. Bytes that come and go where we do not see it make it
-// wrong; what the kernel says then puts it right.
-inline void learn_level(PollDesc* pd, long r) {
+// A pipe's read end: r is what a read gave, `before` the level as it began. It may have been quicker
+// than the writer's count, so the level goes below 0 for a moment. Bytes that come and go where we
+// do not see it make it wrong; a read in vain puts it right: what was counted before is gone. Not
+// to 0: a writer may have counted in what came since, and that would be missing for good.
+inline void learn_level(PollDesc* pd, long r, int32_t before) {
   if (!pd->fed.load(std::memory_order_relaxed)) return;
   if (r > 0) {
     int32_t left = pd->level.fetch_sub(static_cast<int32_t>(r), std::memory_order_relaxed);
     if (left < -(1 << 20)) pd->level.store(0, std::memory_order_relaxed);
-  } else if (r == -EAGAIN && pd->level.load(std::memory_order_relaxed) > 0) {
-    pd->level.store(0, std::memory_order_relaxed);
+  } else if (r == -EAGAIN && before > 0) {
+    pd->level.fetch_sub(before, std::memory_order_relaxed);
   }
 }
 void note_short_read(PollDesc* pd, const IoCall& c);
@@ -78,9 +79,10 @@ inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
       r = -EAGAIN;
       c.untried = true;
     } else {
+      int32_t level = pd->level.load(std::memory_order_relaxed);
       r = try_once(io_fd(c), first);
       if (first) learn_guess(pd, r == -EAGAIN);
-      if (io_kind(pd) == kIoPipe) learn_level(pd, r);
+      if (io_kind(pd) == kIoPipe) learn_level(pd, r, level);
     }
     if (r > 0) {
       pd->read_seq.store(c.turn.seq, std::memory_order_relaxed);
