@@ -107,6 +107,8 @@ bool pending_take(G* g, uint64_t set, siginfo_t* out);
 void pending_adopt(G* g1);
 // A G's pending signals die with it; those of the process go to another thread.
 void pending_drop(G* g);
+// g, the caller, takes no more signals of the process; what it was given before is queued.
+void pending_close(G* g);
 // The action became "ignore": what is pending is dropped, everywhere.
 void pending_discard(int sig);
 bool pending_add_process(int sig, const siginfo_t* info);

@@ -9,6 +9,7 @@
 // sigtimedwait and signalfd find it.
 //
 // Slot word: 0 free, 1 being filled, 2 full, 3 being emptied.
+#include <linux/membarrier.h>
 #include <string.h>
 
 #include "preload/api.h"
@@ -44,8 +45,9 @@ bool lives(const G* g) {
 }
 
 bool accepts(const G* g, uint64_t bit) {
-  return lives(g) && ((g->sigmask & bit) == 0 ||
-                      (thread_of(g)->sigwait_set.load(std::memory_order_seq_cst) & bit) != 0);
+  return lives(g) && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
+         ((g->sigmask & bit) == 0 ||
+          (thread_of(g)->sigwait_set.load(std::memory_order_seq_cst) & bit) != 0);
 }
 
 // What sysmon may take for it: nothing, once it is on its way out; and what it is just letting
@@ -214,26 +216,68 @@ void masks_close(uint64_t bits) {
   }
 }
 
+namespace {
+
+// Those who ended beside main's end without a mark, since it would take everything: until they
+// are gone sysmon keeps open what they accept.
+void wait_for_enders(G* self) {
+  sys_call(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next) {
+    if (g == self || g->thread == nullptr || g->is_g0) continue;
+    const Thread* t = thread_of(g);
+    while (t->ending.load(std::memory_order_acquire) && !t->leaving.load(std::memory_order_acquire)) {
+      engine_enter(self);
+      yield(false);  // it may wait for our P
+      engine_exit(self);
+      sys_sched_yield();
+    }
+  }
+}
+
+uint64_t due(const G* g) {  // deferred first: on its way a signal is seen as both
+  uint64_t bits = deferred_pending();
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  return (bits | pending_of(g)) & ~g->sigmask;
+}
+
+}  // namespace
+
 // A signal that the kernel gave to sysmon while only g accepts it may not even be put aside
 // yet; if g ended now, nobody would have it. Two that rely on each other:
 //   g: 1 leaving  2 fence  3 others leaving?      h: the same
 // One of them sees the other's mark; sysmon then closes what is left, and what it had in hand
-// has been put aside. Main is asked first, unmarked: when it leaves, everything is closed.
+// has been put aside. Whoever has it in hand may have chosen g before the last look at what is
+// put aside, so g shuts its queue (closed) before it looks there for the last time.
+// Main is asked first, without a mark; when it leaves, everything is closed:
+//   g: 1 ending  2 main leaving?                  main: a leaving  b membarrier  c g ending?
+// Either 2 sees a, and g marks itself, or main waits for its end.
 void signals_leave(G* g) {
   Thread* t = thread_of(g);
   G* first = first_thread();
-  uint64_t mine = ~g->sigmask & kMaskable;
-  if (first != nullptr && first != g) mine &= ~keeps_open(first);
-  if (mine == 0) return;
+  uint64_t mine;
+  for (;;) {
+    t->ending.store(true, std::memory_order_relaxed);
+    compiler_barrier();
+    mine = ~g->sigmask & kMaskable;
+    if (first != nullptr && first != g) mine &= ~keeps_open(first);
+    if (mine != 0) break;
+    // Whoever sent it saw this thread accept it: natively it would have been handled at once.
+    if ((pending_of(g) & ~g->sigmask) == 0) return;
+    t->ending.store(false, std::memory_order_relaxed);
+    signals_attention(g);
+  }
   t->leaving.store(true, std::memory_order_seq_cst);
   std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (g == first) wait_for_enders(g);
   uint64_t left = g == first ? mine : only_mine(mine);
   if (left != 0) masks_close(left);
   // Another thread may be about to hand one over.
-  while (((pending_of(g) | deferred_pending()) & ~g->sigmask) != 0) {
+  while (due(g) != 0) {
     signals_attention(g);
     if ((deferred_pending() & ~g->sigmask) != 0) sys_sched_yield();
   }
+  pending_close(g);
+  while ((pending_of(g) & ~g->sigmask) != 0) signals_attention(g);
   mask_swap(g, kMaskable);
 }
 

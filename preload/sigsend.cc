@@ -88,7 +88,7 @@ void node_put(Node* n) {
 
 Node*& last_of(PendingSet& set) { return reinterpret_cast<Node*&>(set.head); }
 
-// `t` null: the process's. -ESRCH: the thread has ended.
+// `t` null: the process's. -ESRCH: the thread has ended, or takes no more of the process's.
 int enqueue(PendingSet& set, const Thread* t, int sig, const siginfo_t* info, bool process) {
   Node* n = node_get();
   if (n == nullptr) return sig < SIGRTMIN && (set.bits.load() & sig_bit(sig)) != 0 ? 0 : -EAGAIN;
@@ -98,7 +98,8 @@ int enqueue(PendingSet& set, const Thread* t, int sig, const siginfo_t* info, bo
   int err = 0;
   {
     Hold hold(set.lock);
-    if (t != nullptr && !t->alive.load(std::memory_order_acquire)) {
+    if (t != nullptr && (!t->alive.load(std::memory_order_acquire) ||
+                         (process && t->closed.load(std::memory_order_relaxed)))) {
       err = -ESRCH;
     } else if (sig >= SIGRTMIN || (set.bits.load(std::memory_order_relaxed) & sig_bit(sig)) == 0) {
       Node*& last = last_of(set);
@@ -296,6 +297,13 @@ void pending_drop(G* g) {
   Thread* t = thread_of(g);
   while (dequeue(t->pending, ~uint64_t{0}, &info, &process))
     if (process) signal_process(info.si_signo, &info);
+}
+
+void pending_close(G* g) {
+  InEngine in;
+  Thread* t = thread_of(g);
+  Hold hold(t->pending.lock);
+  t->closed.store(true, std::memory_order_relaxed);
 }
 
 void pending_discard(int sig) {

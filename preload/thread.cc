@@ -163,6 +163,8 @@ void prepare_thread(G* g) {
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
   t->leaving.store(false, std::memory_order_relaxed);
+  t->ending.store(false, std::memory_order_relaxed);
+  t->closed.store(false, std::memory_order_relaxed);
   t->libc_told.store(false, std::memory_order_relaxed);
   t->opening.store(0, std::memory_order_relaxed);
   t->alive.store(true, std::memory_order_relaxed);
@@ -219,11 +221,7 @@ void thread_finish(Thread* t) {
   tcb_run_dtors();
   tsd_run_destructors(t);
   if (t_g == nullptr) exit(0);  // the only thread of a fork child that never booted
-  if (!g->wired) {
-    signals_leave(g);
-    // Whoever sent it saw this thread accept it: natively it would have been handled at once.
-    if (((pending_of(g) | deferred_pending()) & ~g->sigmask) != 0) signals_attention(g);
-  }
+  if (!g->wired) signals_leave(g);
   tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
   if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
@@ -232,6 +230,7 @@ void thread_finish(Thread* t) {
   if (slot) tcb_reset(g);
   t->alive.store(false, std::memory_order_seq_cst);  // send_to (sigsend.cc)
   if (t->pending.bits.load(std::memory_order_seq_cst) != 0) pending_drop(g);
+  t->ending.store(false, std::memory_order_release);
   bool wired = g->wired;
   if (wired) tcb_unwire(g);
   if (!wired) engine_enter(g);

@@ -49,6 +49,8 @@ struct Thread {
   PendingSet pending;
   std::atomic<uint64_t> sigwait_set{0};  // what it sleeps for in sigwait; senders look
   std::atomic<bool> leaving{false};      // ends: sysmon keeps nothing open for it (signals_leave)
+  std::atomic<bool> ending{false};       // it may end without that mark (the same)
+  std::atomic<bool> closed{false};       // takes no more signals of the process; under pending.lock
   std::atomic<uint64_t> opening{0};      // in its mask, not yet in its M's (set_masks)
   uint64_t sig_handled = 0;              // handlers run so far; own thread only
   bool sig_no_restart = false;           // one of them had no SA_RESTART
