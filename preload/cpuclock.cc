@@ -41,7 +41,7 @@ clockid_t kernel_clock(clockid_t c) {
 // in the vdso, where a G is not preempted: it makes way here.
 inline void make_way_if_asked(const void* caller) {
   G* g = t_g;
-  if (WEFT_LIKELY(g == nullptr || (g->attention.load(std::memory_order_relaxed) & kAttPreempt) == 0))
+  if (WEFT_LIKELY(g == nullptr || (g->attention.load(std::memory_order_relaxed) & (kAttPreempt | kAttMakeWay)) == 0))
     return;
   // Not where it is inside a system call's bracket, as far as the engine knows: the P may be gone.
   if (g_state(g) != GState::kRunning || from_allocator(caller)) return;

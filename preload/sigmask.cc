@@ -67,9 +67,11 @@ void host_attention(G* g) {
   if ((bits & kAttModules) != 0) tls_modules_refresh();
   if ((bits & kAttWire) != 0) wire_attention(g);
   if ((bits & kAttSignal) != 0) signals_attention(g);
-  if ((bits & kAttPreempt) != 0 && this_g() == g && g->no_preempt == 0) {
+  if ((bits & (kAttPreempt | kAttMakeWay)) != 0 && this_g() == g && g->no_preempt == 0) {
     engine_enter(g);
-    if (g->m->p != nullptr) yield_preempted(preempt_why_taken(g));
+    Preempt why = preempt_why_taken(g);
+    if ((bits & kAttPreempt) == 0) why = Preempt::kMakeWay;
+    if (g->m->p != nullptr) yield_preempted(why);
     engine_exit(g);
   }
   if ((bits & kAttCancel) != 0) cancel_attention(g);

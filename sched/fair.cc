@@ -57,9 +57,20 @@ bool p_has_woken(const P* p) {
   return p->runq.has_next() || p->runq.holds_before(p->woken_until.load(std::memory_order_relaxed));
 }
 
+// `calls`: as far as one sees nobody on p computes.
+void note_crowd(P* p, bool calls) {
+  bool yes = calls && p->runq.size() >= kCrowd;
+  if (yes != p->crowd.load(std::memory_order_relaxed))
+    p->crowd.store(yes, std::memory_order_relaxed);
+}
+
 // True if g, which runs on p, has had its share and a woken one waits.
 bool share_is_over(P* p, const G* g, uint64_t now) {
   p->share_ns = g->ahead ? kAheadShareNs : kShareNs;
+  if (p->crowd.load(std::memory_order_relaxed)) {
+    uint64_t part = kRoundNs / std::max(p->runq.size(), kCrowd);
+    p->share_ns = std::max(p->share_ns, std::min(part, kAheadShareNs));
+  }
   return now - p->slice_before_ns >= p->share_ns && p_has_woken(p);
 }
 
@@ -111,18 +122,10 @@ void slice_begins(P* p, uint64_t now, uint64_t before) {
   p->asked_ns = 0;
 }
 
-void check_slice(P* p, M* m, G* g, uint64_t now) {
-  if (sched.preempt_ms == 0) return;
-  if (p->asked_ns != 0 && now - p->asked_ns >= kLandsNs && asked_in_vain(m)) move_woken(p);
-  uint64_t used = slice_used(p, g, now);
-  bool slice_over = others_wait(p) && used >= slice_ns();
-  if ((others_wait(p) || outside_waits()) && spin_look(m, g, now)) slice_over = true;
-  if (!slice_over && !share_is_over(p, g, now)) return;
-  // A refused one is asked for again.
-  if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
-  // Only while it computes: a call that we cannot see and that it has just gone to sleep in
-  // would end with EINTR.
-  if (!sysmon_computes(m)) return;
+namespace {
+
+// g is being asked to stop.
+void note_asked(P* p, G* g, bool slice_over, uint64_t used) {
   if (slice_over) {
     g->slice_used_ns = 0;
     p->way_g = nullptr;
@@ -131,6 +134,43 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
     p->way_used_ns = used;
     p->way_park = g->park.load(std::memory_order_relaxed);
   }
+}
+
+// False: it was asked before, in vain.
+bool ask_at_call(G* g, bool slice_over) {
+  constexpr uint32_t kBoth = kAttPreempt | kAttMakeWay;
+  uint32_t bit = slice_over ? kAttPreempt : kAttMakeWay;
+  return (g->attention.fetch_or(bit, std::memory_order_seq_cst) & kBoth) == 0;
+}
+
+}  // namespace
+
+void check_moved(P* p, M* m, G* g, uint64_t now, bool running) {
+  note_crowd(p, true);
+  if (running && (others_wait(p) || outside_waits())) spin_look(m, g, now);
+}
+
+void check_slice(P* p, M* m, G* g, uint64_t now) {
+  if (sched.preempt_ms == 0) return;
+  bool calls = (g->attention.load(std::memory_order_acquire) & (kAttProbe | kAttResumed)) == 0;
+  note_crowd(p, calls);
+  if (p->asked_ns != 0 && now - p->asked_ns >= kLandsNs && asked_in_vain(m)) move_woken(p);
+  uint64_t used = slice_used(p, g, now);
+  bool slice_over = others_wait(p) && used >= slice_ns();
+  if ((others_wait(p) || outside_waits()) && spin_look(m, g, now)) slice_over = true;
+  if (!slice_over && !share_is_over(p, g, now)) return;
+  if (calls && ask_at_call(g, slice_over)) {
+    note_asked(p, g, slice_over, used);
+    p->slice_before_ns = now - p->share_ns + kAgainNs;
+    if (slice_over) p->slice_since_ns = now - slice_ns() + kAgainNs;
+    return;
+  }
+  // A refused one is asked for again.
+  if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
+  // Only while it computes: a call that we cannot see and that it has just gone to sleep in
+  // would end with EINTR.
+  if (!sysmon_computes(m)) return;
+  note_asked(p, g, slice_over, used);
   p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
   if (p->asked_ns == 0) p->asked_ns = now;
   host_preempt(m, slice_over ? Preempt::kSliceOver : Preempt::kMakeWay);
@@ -138,8 +178,8 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
 
 void check_slice_in_call(P* p, G* g, uint64_t now) {
   if (sched.preempt_ms == 0 || !others_wait(p)) return;
-  if (slice_used(p, g, now) >= slice_ns() || share_is_over(p, g, now))
-    g->attention.fetch_or(kAttPreempt, std::memory_order_seq_cst);
+  bool over = slice_used(p, g, now) >= slice_ns();
+  if (over || share_is_over(p, g, now)) ask_at_call(g, over);
 }
 
 void note_timer(uint64_t deadline_ns) {
@@ -174,7 +214,9 @@ void note_hog(P* p) {
 // and a look each kAgainNs would cost more than it finds (mariadbd, 128 connections: 8,000
 // looks a second, a tenth of its processor time).
 static uint64_t next_look(const P* p) {
-  uint64_t share = p->slice_before_ns + p->share_ns, moved = p->moved_ns + kShareNs / 2;
+  bool many = p->crowd.load(std::memory_order_relaxed);
+  uint64_t share = p->slice_before_ns + p->share_ns,
+           moved = p->moved_ns + (many ? kCrowdLookNs : kShareNs / 2);
   return share > moved ? share : moved;
 }
 
@@ -183,10 +225,16 @@ static uint64_t slice_end(const P* p) {
   return std::max(p->slice_since_ns, p->moved_ns) + slice_ns();
 }
 
+uint64_t outside_share() {
+  for (uint32_t i = 0; i < sched.procs; i++)
+    if (!sched.p[i].crowd.load(std::memory_order_relaxed)) return kShareNs;
+  return kCrowdLookNs;
+}
+
 uint64_t fair_delay(uint64_t now) {
   if (sched.preempt_ms == 0 || sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kNever;
   bool lately = now - sched.fair_since_ns.load(std::memory_order_relaxed) < kFairForNs;
-  uint64_t delay = lately || netpoll_waiters() ? kShareNs : kNever;
+  uint64_t delay = lately || netpoll_waiters() ? outside_share() : kNever;
   if (uint64_t spin = spin_delay(now); spin < delay) delay = spin;
   for (uint32_t i = 0; i < sched.procs; i++) {
     const P* p = &sched.p[i];

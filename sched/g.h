@@ -114,6 +114,7 @@ enum Attention : uint32_t {
   kAttSignal = 1,   // deferred or directed signals to deliver
   kAttCancel = 2,   // asynchronous cancel requested
   kAttPreempt = 4,  // its slice is over
+  kAttMakeWay = 256,  // its share is, and a woken one waits (fair.h)
   kAttModules = 8,  // it called dlopen or dlclose
   kAttBreak = 32,   // with kAttCancel: no wait at all is to begin
   kAttProbe = 64,   // has it made a call since? (spinwait.h); nothing waits for these two

@@ -25,7 +25,7 @@ void fire_sleep(Timer* t) {
 Reason park(G* g) {
   // Who parks gives its P up anyway: the end of its slice, which sysmon may mark at any moment,
   // ends no wait.
-  constexpr uint32_t kEndsNoWait = kAttProbe | kAttResumed | kAttPreempt;
+  constexpr uint32_t kEndsNoWait = kAttProbe | kAttResumed | kAttPreempt | kAttMakeWay;
   uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~kEndsNoWait;
   if (WEFT_UNLIKELY(bits != 0) &&
       (g->interruptible.load(std::memory_order_relaxed) || (bits & kAttBreak) != 0)) {
@@ -41,6 +41,9 @@ Reason park(G* g) {
   switch_away();
   g->wait = Wait::kNone;
   g->wait_on = nullptr;
+  constexpr uint32_t kGaveWay = kAttPreempt | kAttMakeWay;
+  if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kGaveWay) != 0))
+    g->attention.fetch_and(~kGaveWay, std::memory_order_relaxed);  // asked before it parked
   return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
 }
 

@@ -94,7 +94,7 @@ void ready_event(P* p, G* g) {
   p->m.load(std::memory_order_relaxed)->trace.add(Ev::kReady, g->index, t_g->index);
   if (g->ahead) {
     if (G* old = p->runq.put_next(g)) runq_put_woken(p, old);
-  } else if (p->runq.ring_empty() || sched.n_idle_p.load(std::memory_order_relaxed) != 0 ||
+  } else if (p->runq.ring_empty() || p->crowd.load(std::memory_order_relaxed) || sched.n_idle_p.load(std::memory_order_relaxed) != 0 ||
              !p->runq.offer_next(g)) {
     // Where all compute, those in the ring may have been preempted: not behind them.
     runq_put_woken(p, g);
@@ -102,10 +102,21 @@ void ready_event(P* p, G* g) {
   std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (head comment)
 }
 
+// No more while as many wait here: a ring that overflows sends its oldest to the global queue,
+// past which the others come round again (echo, 5000 connections: 99th percentile 109 to 134 ms,
+// so 84 to 130). sysmon looks after a millisecond.
+void take_events(P* p) {
+  if (!netpoll_waiters() || p->runq.size() >= kMaintain ||
+      sched.last_poll_ns.load(std::memory_order_relaxed) == 0)
+    return;
+  sched.looked_ns.store(sched.coarse_ns.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  GList gs = netpoll(0);
+  while (G* e = gs.pop()) ready_event(p, e);
+  if (p->runq.size() > 1) wake_for(nullptr, p, true);
+}
+
 // Every kMaintain switches: give the ring, the global queue, timers and the netpoller their
-// turn. No more events while as many wait here: a ring that overflows sends its oldest to the
-// global queue, past which the others come round again (echo, 5000 connections: 99th
-// percentile 109 to 134 ms, so 84 to 130). sysmon looks after a millisecond.
+// turn.
 void maintain(P* p) {
   if (!p->runq.ring_empty())
     if (G* next = p->runq.get_next()) runq_put_woken(p, next);
@@ -121,12 +132,7 @@ void maintain(P* p) {
   p->fed = false;
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
   netpoll_settle(p);  // waits begun without a try (netsettle.cc)
-  if (netpoll_waiters() && p->runq.size() < kMaintain &&
-      sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
-    GList gs = netpoll(0);
-    while (G* e = gs.pop()) ready_event(p, e);
-    if (p->runq.size() > 1) wake_for(nullptr, p, true);
-  }
+  take_events(p);
 }
 
 // The next G without leaving the caller's stack, or null: then g0 looks further.
@@ -355,6 +361,11 @@ void yield_preempted(Preempt why) {
       set_state(g, GState::kRunnable);
       count(p->tick);
       g->m->trace.add(Ev::kPreempt, g->index);
+      // Gs that go on for long switch seldom, so that maintain() has few turns. In a crowd those
+      // in the global queue were woken, too, by sysmon.
+      take_events(p);
+      if (p->crowd.load(std::memory_order_relaxed))
+        if (G* other = globq_get(p, 1)) runq_put_woken(p, other);
       runq_put_tail(p, g);
       // Not by pick_local: its upkeep may send runnext to the tail, and g is to make way for it.
       G* next = p->runq.get_next();

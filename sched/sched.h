@@ -80,6 +80,7 @@ struct alignas(kCacheLine) P {
   TimerHeap timers;
   std::atomic<uint32_t> woken_until{0};  // the ring's place behind the last woken one (fair.h)
   std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
+  std::atomic<bool> crowd{false};        // sysmon's: many wait, and none computes (fair.h)
   // --- sysmon only
   uint32_t seen_tick = 0;
   uint64_t moved_ns = 0;                 // the last look that found another G than the one before
@@ -146,6 +147,7 @@ struct Sched {
   std::atomic<uint32_t> n_away{0};       // Ms whose G runs or sleeps without a P
   std::atomic<uint32_t> spawn_word{0};   // futex of the spawner
   std::atomic<uint64_t> last_poll_ns{0}; // 0: somebody blocks in netpoll
+  std::atomic<uint64_t> looked_ns{0};    // when a busy P last looked there; coarse
   std::atomic<uint64_t> poll_until_ns{0};
   std::atomic<bool> booted{false};
   uint32_t procs = 0;

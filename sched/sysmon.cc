@@ -124,7 +124,7 @@ bool check_p(P* p, uint64_t now) {
   if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
     p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = p->moved_ns = now;
-    if (s == GState::kRunning && (others_wait(p) || outside_waits())) spin_look(m, g, now);
+    check_moved(p, m, g, now, s == GState::kRunning);
     return false;
   }
   if (s != GState::kRunning) return false;
@@ -148,12 +148,15 @@ bool run_timers(uint64_t now) {
 // How long after the last look at the netpoller it is sysmon's turn.
 uint64_t poll_after(uint64_t now) {
   if (sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kPollNs;
-  return spin_going_on(now) ? kSpinLookNs : kShareNs;
+  return spin_going_on(now) ? kSpinLookNs : outside_share();
 }
 
 bool poll_descriptors(uint64_t now) {
   uint64_t last = sched.last_poll_ns.load(std::memory_order_relaxed);
-  if (!netpoll_waiters() || last == 0 || now < last + poll_after(now)) return false;
+  uint64_t after = poll_after(now);
+  if (!netpoll_waiters() || last == 0 || now < last + after ||
+      now < sched.looked_ns.load(std::memory_order_relaxed) + after)
+    return false;
   if (!sched.last_poll_ns.compare_exchange_strong(last, now, std::memory_order_relaxed))
     return false;
   GList gs = netpoll(0);

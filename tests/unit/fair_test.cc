@@ -49,3 +49,76 @@ Test(fair, a_look_that_is_overdue_is_no_busy_loop) {
   cr_assert_geq(late, 20'000u);
   cr_assert_leq(late, kMs);
 }
+
+namespace {
+
+// One P whose M runs `g` since kNow, and `n` woken ones that wait for it.
+struct Busy {
+  P* p;
+  M m;
+  G g;
+  G waiting[64];
+  explicit Busy(uint32_t n) : p(one_busy_p(10)) {
+    g.m = &m;
+    g.state.store(static_cast<uint64_t>(GState::kRunning));
+    m.curg.store(&g);
+    p->m.store(&m);
+    for (uint32_t i = 0; i < n; i++) cr_assert(p->runq.put(&waiting[i]));
+    p->woken_until.store(p->runq.place());
+  }
+  bool asked() const { return (g.attention.load() & (kAttMakeWay | kAttPreempt)) != 0; }
+  // A look at g, which has made a call since the last one.
+  void look(uint64_t after) {
+    g.attention.fetch_and(~uint32_t{kAttProbe | kAttResumed});
+    check_slice(p, &m, &g, kNow + after);
+  }
+};
+
+}  // namespace
+
+// Each end of a share was a signal, and three in four found the thread in libc or the kernel.
+Test(fair, who_makes_calls_is_asked_by_a_mark_and_signalled_only_if_that_is_in_vain) {
+  Busy b(1);
+  b.look(kShareNs - 1);
+  cr_assert_not(b.asked());
+  b.look(kShareNs);
+  cr_assert(b.asked());
+  cr_assert_eq(b.p->asked_ns, 0u);  // no signal
+  uint64_t again = fair_delay(kNow + kShareNs);
+  cr_assert_leq(again, 100'000u);
+  b.look(kShareNs + again);
+  cr_assert_neq(b.p->asked_ns, 0u);
+}
+
+Test(fair, who_computes_is_signalled_at_once) {
+  Busy b(1);
+  b.g.attention.fetch_or(kAttProbe);
+  check_slice(b.p, &b.m, &b.g, kNow + kShareNs);
+  cr_assert_not(b.asked());
+  cr_assert_neq(b.p->asked_ns, 0u);
+}
+
+// With half a millisecond each a server's threads came to five requests between two switches,
+// each of which brings another connection's cache lines.
+Test(fair, in_a_crowd_that_makes_calls_the_share_is_a_part_of_a_round) {
+  Busy b(50);
+  b.look(kShareNs);
+  cr_assert_not(b.asked());
+  b.look(kRoundNs / 50 - 1);
+  cr_assert_not(b.asked());
+  b.look(kRoundNs / 50);
+  cr_assert(b.asked());
+  Busy few(kCrowd);
+  few.look(kAheadShareNs - 1);
+  cr_assert_not(few.asked());
+  few.look(kAheadShareNs);
+  cr_assert(few.asked());
+}
+
+Test(fair, one_that_computes_in_a_crowd_has_the_short_share) {
+  Busy b(50);
+  b.look(kShareNs / 2);
+  b.g.attention.fetch_or(kAttProbe);
+  check_slice(b.p, &b.m, &b.g, kNow + kShareNs);
+  cr_assert_neq(b.p->asked_ns, 0u);
+}
