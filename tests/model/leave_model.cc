@@ -175,7 +175,7 @@ struct Leave : Sigroute {
   // Sent before all, or, to have fewer ways, once `after` holds.
   void go_all(int ends, int stays_one, std::function<bool()> after = nullptr) {
     left_to_end = after ? 1 : 0;
-    for (int g = 0; g < kGs; g++)
+    for (int g = kGs - 1; g >= 0; g--)
       if ((ends >> g & 1) != 0) {
         left_to_end = left_to_end + 1;
         go(g == 0 ? "main" : "G", [this, g] { thread_finish(g); });
