@@ -321,18 +321,23 @@ int positive(long r) { return r < 0 ? static_cast<int>(-r) : 0; }
 
 }  // namespace
 
-WEFT_EXPORT int pthread_setaffinity_np(pthread_t pt, size_t bytes, const cpu_set_t* mask) {
+// libc's two do not look whether the thread has ended, and its tid is 0 then: the caller's.
+static G* affinity_target(pthread_t pt) {
   int err = 0;
   G* g = thread_target(pt, &err);
+  return err == 0 ? g : t_g != nullptr && !t_g->is_g0 ? t_g : nullptr;
+}
+
+WEFT_EXPORT int pthread_setaffinity_np(pthread_t pt, size_t bytes, const cpu_set_t* mask) {
+  G* g = affinity_target(pt);
   if (g == nullptr) return real().pthread_setaffinity_np(pt, bytes, mask);
-  return err != 0 ? err : positive(do_sched_setaffinity(resolve_g(g), bytes, mask));
+  return positive(do_sched_setaffinity(resolve_g(g), bytes, mask));
 }
 
 WEFT_EXPORT int pthread_getaffinity_np(pthread_t pt, size_t bytes, cpu_set_t* mask) {
-  int err = 0;
-  G* g = thread_target(pt, &err);
+  G* g = affinity_target(pt);
   if (g == nullptr) return real().pthread_getaffinity_np(pt, bytes, mask);
-  return err != 0 ? err : positive(getaffinity_filled(resolve_g(g), bytes, mask));
+  return positive(getaffinity_filled(resolve_g(g), bytes, mask));
 }
 
 WEFT_EXPORT int pthread_setschedparam(pthread_t pt, int policy, const struct sched_param* p) {

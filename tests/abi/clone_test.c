@@ -116,20 +116,26 @@ static void *vfork_keeps_ours(void *arg) {
 }
 
 static volatile int other_word;
+static int other_pipe[2];
 static int sleeping_child(void *arg) {
+  char c;
   (void)arg;
-  while (other_word == 0) usleep(100);
+  if (read(other_pipe[0], &c, 1) != 1 || other_word != 1) return 1;
   other_word = 2;
   return 44;
 }
 static void *clone_beside_us(void *arg) {
+  CHECK_OK(pipe(other_pipe));
   other_word = 0;
   pid_t pid = clone(sleeping_child, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
   CHECK(pid > 0);
   yield_some(10);
   other_word = 1;
+  CHECK_EQ(write(other_pipe[1], "x", 1), 1);
   CHECK_EQ(wait_for(pid), 44);
   CHECK_EQ(other_word, 2);
+  close(other_pipe[0]);
+  close(other_pipe[1]);
   return arg;
 }
 

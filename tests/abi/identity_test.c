@@ -138,6 +138,15 @@ static void an_ended_thread_has_no_name(void **state) {
   CHECK_EQ(pthread_setname_np(t, "late"), ENOENT);
   CHECK_OK(pthread_kill(t, 0));
   CHECK_EQ(pthread_sigqueue(t, 0, (union sigval){0}), ESRCH);
+  // libc looks at no signal number then, and takes the thread's affinity for the caller's: EINVAL
+  // and ESRCH were the answers.
+  CHECK_OK(pthread_kill(t, 99));
+  CHECK_OK(pthread_kill(t, -1));
+  cpu_set_t own, its;
+  CHECK_OK(sched_getaffinity(0, sizeof own, &own));
+  CHECK_OK(pthread_getaffinity_np(t, sizeof its, &its));
+  CHECK(CPU_EQUAL(&own, &its));
+  CHECK_OK(pthread_setaffinity_np(t, sizeof own, &own));
   join(t);
 }
 
