@@ -283,6 +283,16 @@ ON_PROCS(gs_in_short_calls_keep_their_ps_when_nobody_wants_them) {
   cr_assert_leq(sched.n_retakes.load(), uint64_t{procs} * 20 / 4);
 }
 
+// A call that lasts until sysmon has taken the P, however late that comes.
+void call_until_the_p_is_taken() {
+  in_syscall([] {
+    struct timespec ts = {0, 100'000};
+    while (static_cast<uint32_t>(this_g()->state.load()) != kSyscallLost)
+      sys_call(SYS_nanosleep, sys_arg(&ts));
+    return 0;
+  });
+}
+
 // Each such call kept its P until sysmon took it, 20 to 40 us later, with others waiting for it.
 Test(sched, a_g_whose_calls_sleep_gives_its_p_up_by_itself, .timeout = 60) {
   boot(1);
@@ -297,18 +307,21 @@ Test(sched, a_g_whose_calls_sleep_gives_its_p_up_by_itself, .timeout = 60) {
     struct timespec block = {0, 1'000'000};
     in_syscall_block([&] { return sys_call(SYS_nanosleep, sys_arg(&block)); });
     EXPECT(this_g()->call_habit == 0);  // given up by choice, not taken: it counted, once
+    for (int k = 0; k < kCallsSleep; k++) call_until_the_p_is_taken();
+    uint64_t taken = sched.n_retakes.load();
     for (int k = 0; k < 60; k++) {
-      struct timespec ts = {0, 1'000'000};
-      in_syscall([&] { return sys_call(SYS_nanosleep, sys_arg(&ts)); });
+      EXPECT(this_g()->call_habit == kCallsSleep);
+      in_syscall([&] { return sys_call(SYS_nanosleep, sys_arg(&block)); });
     }
     EXPECT(this_g()->call_habit == kCallsSleep);
-    for (int k = 0; k < 3; k++) in_syscall([] { return sys_call(SYS_getppid); });
+    EXPECT(sched.n_retakes.load() == taken);
+    // One may be long: where others want the processors, its M can lose its core in it.
+    for (int k = 0; k < 100 && this_g()->call_habit != 0; k++) in_syscall([] { return sys_call(SYS_getppid); });
     EXPECT(this_g()->call_habit == 0);
     over = true;
     l.done();
   });
   l.wait();
-  cr_assert_leq(sched.n_retakes.load(), 20u);
   cr_assert_eq(fake::failures(), 0);
 }
 
