@@ -63,6 +63,19 @@ inline void learn_guess(PollDesc* pd, bool empty) {
   else if (empty && n < kGuessSure) pd->guess.store(n + 1, std::memory_order_relaxed);
 }
 
+// A read has found something at once. Whose peer answers while it is itself off its core finds the
+// next request there each time, and would have the P for a slice: every kUnwaited times those who
+// wait have their turn.
+constexpr uint8_t kUnwaited = 4;
+inline void io_in_turn() {
+  G* g = t_g;
+  if (WEFT_LIKELY(++g->unwaited < kUnwaited)) return;
+  g->unwaited = 0;
+  engine_enter(g);
+  yield(false);
+  engine_exit(g);
+}
+
 // Reads what there is, waiting for the first of it. try_once(fd, first): `first` is false where
 // an event has just said that there is something. `n`: what a full answer would be; 0:
 // a short one means nothing.
@@ -86,9 +99,11 @@ inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
     }
     if (r > 0) {
       pd->read_seq.store(c.turn.seq, std::memory_order_relaxed);
+      if (first) io_in_turn();
       if (static_cast<size_t>(r) < n) note_short_read(pd, c);
     }
     if (r != -EAGAIN) return io_end(c, r);
+    t_g->unwaited = 0;
     int w = io_block(c);
     if (w == 0) continue;
     if (w != kCannotWait) return io_end(c, w);

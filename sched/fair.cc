@@ -16,6 +16,7 @@ constexpr uint64_t kFairForNs = 10'000'000;
 constexpr uint64_t kAskAgainNs = 1'000'000;   // a refused end of a slice is asked for again,
 constexpr uint64_t kAskParts = 8;             // after a part of a short slice
 constexpr uint64_t kMakeWayAgainNs = 250'000;
+constexpr uint64_t kLookNs = 2'000'000;       // while the Ps look at the netpoller themselves
 constexpr uint64_t kLandsNs = 150'000;        // a signal to a thread on its core lands in 10 us
 
 bool asked_in_vain(const M* m) { return (m->sent.load(std::memory_order_relaxed) & kSentUrg) != 0; }
@@ -169,7 +170,7 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
   if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
   // would end with EINTR.
-  if (!sysmon_computes(m)) return;
+  if (p->off_core_at_ns != now && !sysmon_computes(m)) return;
   note_asked(p, g, slice_over, used);
   p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
   if (p->asked_ns == 0) p->asked_ns = now;
@@ -215,8 +216,8 @@ void note_hog(P* p) {
 // looks a second, a tenth of its processor time).
 static uint64_t next_look(const P* p) {
   bool many = p->crowd.load(std::memory_order_relaxed);
-  uint64_t share = p->slice_before_ns + p->share_ns,
-           moved = p->moved_ns + (many ? kCrowdLookNs : kShareNs / 2);
+  uint64_t share = p->slice_before_ns + p->share_ns;
+  uint64_t moved = p->moved_ns + (many ? kCrowdLookNs : p->often ? 2 * kShareNs : kShareNs / 2);
   return share > moved ? share : moved;
 }
 
@@ -234,7 +235,8 @@ uint64_t outside_share() {
 uint64_t fair_delay(uint64_t now) {
   if (sched.preempt_ms == 0 || sched.n_idle_p.load(std::memory_order_relaxed) != 0) return kNever;
   bool lately = now - sched.fair_since_ns.load(std::memory_order_relaxed) < kFairForNs;
-  uint64_t delay = lately || netpoll_waiters() ? outside_share() : kNever;
+  uint64_t delay = lately ? outside_share() : kNever;
+  if (netpoll_waiters()) delay = sched.ps_look ? kLookNs : outside_share();
   if (uint64_t spin = spin_delay(now); spin < delay) delay = spin;
   for (uint32_t i = 0; i < sched.procs; i++) {
     const P* p = &sched.p[i];

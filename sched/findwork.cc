@@ -64,6 +64,7 @@ constexpr uint64_t kLookTsc = 30000;  // about 12 us
 
 GList look_netpoll() {
   last_look_tsc.store(tsc(), std::memory_order_relaxed);
+  note_look();
   return netpoll(0);
 }
 
@@ -179,7 +180,13 @@ G* find_runnable(M* m) {
         return g;
       }
     }
-    if (netpoll_settle(p)) continue;  // before it spins or sleeps: netsettle.cc
+    GList late;
+    bool again = netpoll_settle(p, late);  // before it spins or sleeps: netsettle.cc
+    if (G* g = late.pop()) {
+      ready_list(late);
+      return g;
+    }
+    if (again) continue;
     if (G* g = spin_for_work(m, p)) return g;
 
     // Nothing: give the P back, then look once more, as the un-spin protocol wants.

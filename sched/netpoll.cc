@@ -63,6 +63,7 @@ std::atomic<uint64_t> n_events{0}, n_breaks{0};
 // Looks begun and handled to the end; equal when no M holds events it has not handled yet.
 std::atomic<uint64_t> n_begun{0}, n_done{0};
 std::atomic<uint64_t> n_slept{0};         // blocking looks handled to the end
+std::atomic<uint64_t> n_drained{0};       // looks that left no event in the kernel
 std::atomic<bool> sleeping{false};        // an M is in one
 
 long ctl(int op, int fd, uint32_t events, uint64_t data) {
@@ -168,7 +169,7 @@ void handle(const Event& e, GList& out) {
 
 // ---------------------------------------------------------------- for the scheduler
 
-GList netpoll(uint64_t delay_ns) {
+GList netpoll(uint64_t delay_ns, bool* more) {
   GList out;
   int ep = ep_fd.load(std::memory_order_acquire);
   if (ep < 0) {
@@ -181,9 +182,16 @@ GList netpoll(uint64_t delay_ns) {
   if (blocks) sleeping.store(true, std::memory_order_relaxed);
   else n_begun.fetch_add(1, std::memory_order_relaxed);  // locked: before the system call
   long n = wait_until(ep, ev, delay_ns);
+  bool drained = n >= 0 && n < kEvents;
+  if (drained) n_drained.fetch_add(1, std::memory_order_relaxed);
+  if (more != nullptr) *more = !drained;
   if (n > 0) n_events.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
+  for (long i = 0; i < n; i++) __builtin_prefetch(polldesc_peek(static_cast<int>(ev[i].data & 0xffffffffu)), 1);
   for (long i = 0; i < n; i++) {
     if (ev[i].data != kBreakData) {
+      if (i + 4 < n)
+        if (PollDesc* ahead = polldesc_peek(static_cast<int>(ev[i + 4].data & 0xffffffffu)))
+          __builtin_prefetch(ahead->head[kPollIn], 1);
       handle(ev[i], out);
     } else if (delay_ns != 0) {  // meant for the M that blocks: it alone drains
       uint64_t count;
@@ -329,6 +337,8 @@ bool netpoll_all_handled(uint64_t* mark) {
   }
   return n_begun.load(std::memory_order_relaxed) == done && (!asleep || slept + 1 != *mark);
 }
+
+uint64_t netpoll_drains() { return n_drained.load(std::memory_order_relaxed); }
 
 NetpollStats netpoll_stats() {
   return {n_done.load(std::memory_order_relaxed) + n_slept.load(std::memory_order_relaxed), n_events.load(std::memory_order_relaxed),

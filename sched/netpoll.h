@@ -17,14 +17,15 @@ struct PollDesc;
 
 // ---- for the scheduler
 // Gs made ready by events, claimed, not yet queued. delay_ns: 0 polls, kNever blocks, else
-// at most that long. g0 or sysmon.
-GList netpoll(uint64_t delay_ns);
+// at most that long. *more: there may be events left. g0 or sysmon.
+GList netpoll(uint64_t delay_ns, bool* more = nullptr);
 void netpoll_break();
 // True while some G may be readied by netpoll: it is worth polling.
 bool netpoll_waiters();
-// Looks at p's waits that began without a try (netsettle.cc). True: some G became ready.
+// Looks at p's waits that began without a try (netsettle.cc), after a look that left no event in
+// the kernel. True: to be done once more, after another such look, before the P goes idle.
 // g0, or a G in the engine, that holds p.
-bool netpoll_settle(P* p);
+bool netpoll_settle(P* p, GList& out);
 // sysmon, once a tick: re-verifies waits that last (netverify.cc).
 void netpoll_verify(uint64_t now_ns);
 void netpoll_after_fork();
@@ -33,6 +34,8 @@ void netpoll_after_fork();
 // Registers pd for `dirs` (1 << PollDir) more. 0 or -errno.
 int netpoll_arm(PollDesc* pd, uint32_t dirs);
 void netpoll_disarm(PollDesc* pd);
+// Whether p has room to note such a wait:
+bool netpoll_may_leave_untried(const P* p);
 // pd's newest wait, of a G on p, began without a try; not under pd's lock.
 void netpoll_note_untried(P* p, PollDesc* pd);
 void netpoll_settle_old(uint64_t now_ns);
@@ -40,6 +43,9 @@ void netpoll_settle_after_fork();
 // Asks the kernel about a registration: 0 fine, -ENOENT: it is another file's.
 int netpoll_rearm(PollDesc* pd);
 
+// Counts the looks that left no event in the kernel. More than there are Ps since a moment, and
+// sysmon's own: one of them began after it.
+uint64_t netpoll_drains();
 // True once every event that was fetched before the first call with *mark == 0 has been
 // handled (an M can lose its core between the two, for long).
 bool netpoll_all_handled(uint64_t* mark);

@@ -234,6 +234,13 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
   PollWaiter w;
   w.g = g;
   w.dir = t.dir;
+  if (untried && !netpoll_may_leave_untried(g->m->p)) {  // then this is the try
+    untried = false;
+    if (ready_now(t.pd->fd, t.dir)) {
+      engine_exit(g);
+      return 0;
+    }
+  }
   int err = 0;
   bool again = false;
   PollDesc* pd = lock_turn(t);

@@ -81,7 +81,6 @@ struct alignas(kCacheLine) PollDesc {
   uint32_t seen_wait_no = 0;
   uint32_t seen_seq[2] = {};
   uint8_t verify_step = 0;
-  uint64_t fetch_mark = 0;
   // --- the I/O layer's notes on this life of the number (preload/io_fd.h); 0 at its start
   std::atomic<uint32_t> kind{0};
   std::atomic<uint32_t> notes{0};

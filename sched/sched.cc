@@ -84,6 +84,13 @@ void wake_for(G* self, P* p, bool displaced) {
     self->ready_tsc = tsc();
 }
 
+void warm(const G* g) {
+  const char* sp = static_cast<const char*>(g->sp);
+  for (int i = 0; i < 10; i++) __builtin_prefetch(sp + 64 * i, 1, 2);
+  __builtin_prefetch(g->thread, 1, 2);
+  __builtin_prefetch(reinterpret_cast<const char*>(g->fs) - 64, 1, 2);
+}
+
 // One that an event has readied, on p's own M. Events come in bunches of which none has more to
 // do with the present G than another: to the tail. Who serves many, the thread that accepts or
 // waits on an epoll descriptor, goes before them: the others would come to nothing else than
@@ -97,22 +104,35 @@ void ready_event(P* p, G* g) {
   } else if (p->runq.ring_empty() || p->crowd.load(std::memory_order_relaxed) || sched.n_idle_p.load(std::memory_order_relaxed) != 0 ||
              !p->runq.offer_next(g)) {
     // Where all compute, those in the ring may have been preempted: not behind them.
+    warm(g);
     runq_put_woken(p, g);
   }
   std::atomic_thread_fence(std::memory_order_seq_cst);  // submit (head comment)
 }
 
-// No more while as many wait here: a ring that overflows sends its oldest to the global queue,
-// past which the others come round again (echo, 5000 connections: 99th percentile 109 to 134 ms,
-// so 84 to 130). sysmon looks after a millisecond.
+// The netpoller's turn, and that of waits begun without a try (netsettle.cc). No more events while
+// as many wait here: a ring that overflows sends its oldest to the global queue, past which the
+// others come round again (echo, 5000 connections: 99th percentile 109 to 134 ms, so 84 to 130).
 void take_events(P* p) {
-  if (!netpoll_waiters() || p->runq.size() >= kMaintain ||
-      sched.last_poll_ns.load(std::memory_order_relaxed) == 0)
-    return;
-  sched.looked_ns.store(sched.coarse_ns.load(std::memory_order_relaxed), std::memory_order_relaxed);
-  GList gs = netpoll(0);
-  while (G* e = gs.pop()) ready_event(p, e);
-  if (p->runq.size() > 1) wake_for(nullptr, p, true);
+  p->look.store(false, std::memory_order_relaxed);
+  bool more = false;  // where another M sleeps in the netpoller nothing stays there
+  if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
+    more = true;
+    if (p->runq.size() < kMaintain) {
+      note_look();
+      // Those in the global queue came before what is in the kernel.
+      if (G* older = globq_get(p, kMaintain)) runq_put_tail(p, older);
+    }
+    if (p->runq.size() < kMaintain) {
+      GList gs = netpoll(0, &more);
+      while (G* e = gs.pop()) ready_event(p, e);
+      if (p->runq.size() > 1) wake_for(nullptr, p, true);
+    }
+  }
+  if (more) return;
+  GList late;
+  netpoll_settle(p, late);
+  while (G* e = late.pop()) ready_event(p, e);
 }
 
 // Every kMaintain switches: give the ring, the global queue, timers and the netpoller their
@@ -131,14 +151,13 @@ void maintain(P* p) {
   p->global_turns = p->fed && sched.globq_n.load(std::memory_order_relaxed) > kMaintain;
   p->fed = false;
   if (p->timers.earliest() != kNever) p->timers.run(host_now_ns());
-  netpoll_settle(p);  // waits begun without a try (netsettle.cc)
   take_events(p);
 }
 
 // The next G without leaving the caller's stack, or null: then g0 looks further.
 G* pick_local(P* p) {
   uint32_t switches = p->switches.load(std::memory_order_relaxed);
-  if (WEFT_UNLIKELY((switches % kMaintain) == 0)) maintain(p);
+  if (WEFT_UNLIKELY((switches % kMaintain) == 0 || p->look.load(std::memory_order_relaxed))) maintain(p);
   if (WEFT_UNLIKELY(p->global_turns) && switches % kGlobalTurn == 0)
     if (G* g = globq_get(p, 1)) {
       p->inherit = false;

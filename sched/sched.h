@@ -81,6 +81,7 @@ struct alignas(kCacheLine) P {
   std::atomic<uint32_t> woken_until{0};  // the ring's place behind the last woken one (fair.h)
   std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
   std::atomic<bool> crowd{false};        // sysmon's: many wait, and none computes (fair.h)
+  std::atomic<bool> look{false};         // sysmon's wish: look at the netpoller (sysmon.cc)
   // --- sysmon only
   uint32_t seen_tick = 0;
   uint64_t moved_ns = 0;                 // the last look that found another G than the one before
@@ -91,6 +92,9 @@ struct alignas(kCacheLine) P {
   uint64_t way_used_ns = 0, way_park = 0;
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
   uint64_t seen_cpu_ns = 0;
+  uint64_t off_core_cpu_ns = 0;          // its M waited for a core, having used so much; 0: it did not
+  uint64_t off_core_at_ns = 0;           // the last tick that found it so
+  bool often = false;                    // it had switched many times at moved_ns
   // --- counters
   uint64_t n_steals = 0, n_handoffs = 0;
 };
@@ -147,8 +151,9 @@ struct Sched {
   std::atomic<uint32_t> n_away{0};       // Ms whose G runs or sleeps without a P
   std::atomic<uint32_t> spawn_word{0};   // futex of the spawner
   std::atomic<uint64_t> last_poll_ns{0}; // 0: somebody blocks in netpoll
-  std::atomic<uint64_t> looked_ns{0};    // when a busy P last looked there; coarse
   std::atomic<uint64_t> poll_until_ns{0};
+  std::atomic<bool> looked{false};       // a P has, since sysmon's last tick;
+  bool ps_look = false;                  // one had at that tick (sysmon only)
   std::atomic<bool> booted{false};
   uint32_t procs = 0;
   P* p = nullptr;                        // [procs]
@@ -219,6 +224,10 @@ void g_start(G* g);
 [[noreturn]] void schedule();
 // Gives the calling G an M of its own and no P (1:1). For preload; see g.h.
 void wire_self(const char* why);
+// A P looks at the netpoller: sysmon need not, for a while after its next tick.
+inline void note_look() {
+  if (!sched.looked.load(std::memory_order_relaxed)) sched.looked.store(true, std::memory_order_relaxed);
+}
 void wake_p();
 // The spawner starts one more M, unless one is on order.
 void request_m();

@@ -41,6 +41,8 @@ constexpr uint64_t kSyscallNs = 20'000;
 constexpr uint64_t kHiddenNs = 40'000;
 constexpr uint64_t kStillNs = 5'000;
 constexpr uint64_t kPollNs = 10'000'000;
+constexpr uint32_t kOften = 4;            // switches since the last tick
+constexpr uint64_t kLateNs = 10'000'000;
 constexpr uint64_t kDeepAfterNs = 1'000'000'000;
 
 }  // namespace
@@ -86,6 +88,13 @@ bool check_syscall(P* p, M* m, G* g, uint64_t state, uint64_t now) {
   return true;
 }
 
+bool take_hidden(P* p, M* m, G* g) {
+  if (!retake_hidden(p, m, g)) return false;
+  sched.n_hidden.fetch_add(1, std::memory_order_relaxed);
+  hand_off_p(p);
+  return true;
+}
+
 bool check_hidden(P* p, M* m, G* g, uint64_t now) {
   if (!sched.membarrier || now - p->hidden_since_ns < kHiddenNs) return false;
   p->hidden_since_ns = now;
@@ -96,11 +105,14 @@ bool check_hidden(P* p, M* m, G* g, uint64_t now) {
   bool moved = cpu > p->seen_cpu_ns + kStillNs || cpu < p->seen_cpu_ns;
   p->seen_cpu_ns = cpu;
   if (moved) return false;
-  if (!asleep_in_kernel(m->id, tid)) return false;
-  if (!retake_hidden(p, m, g)) return false;
-  sched.n_hidden.fetch_add(1, std::memory_order_relaxed);
-  hand_off_p(p);
-  return true;
+  // Who waits for a core can have gone to sleep only after it had one.
+  if (p->off_core_cpu_ns != cpu || cpu == 0) {
+    p->off_core_cpu_ns = 0;
+    if (asleep_in_kernel(m->id, tid)) return take_hidden(p, m, g);
+    p->off_core_cpu_ns = cpu;
+  }
+  p->off_core_at_ns = now;
+  return false;
 }
 
 bool check_p(P* p, uint64_t now) {
@@ -121,7 +133,9 @@ bool check_p(P* p, uint64_t now) {
     check_slice_in_call(p, g, now);
     return false;
   }
-  if (switches != p->seen_switches.load(std::memory_order_relaxed)) {
+  if (uint32_t since = switches - p->seen_switches.load(std::memory_order_relaxed); since != 0) {
+    p->often = since >= kOften;
+    p->off_core_cpu_ns = 0;
     p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = p->moved_ns = now;
     check_moved(p, m, g, now, s == GState::kRunning);
@@ -151,12 +165,31 @@ uint64_t poll_after(uint64_t now) {
   return spin_going_on(now) ? kSpinLookNs : outside_share();
 }
 
+// A P that switches all the time looks by itself, at the latest when it is asked. What we fetch
+// goes through the global queue, past which those in the ring come round again: of 5000
+// connections each got between 41 and 57 answers in 2 s (Go: 44 or 45).
+bool leave_to_a_p(uint64_t now, uint64_t last) {
+  if (now > last + kLateNs && sched.globq_n.load(std::memory_order_relaxed) == 0) return false;
+  for (uint32_t i = 0; i < sched.procs; i++) {
+    P& p = sched.p[i];
+    uint32_t since = p.switches.load(std::memory_order_relaxed) - p.seen_switches.load(std::memory_order_relaxed);
+    if (since < kOften) continue;
+    p.look.store(true, std::memory_order_relaxed);
+    return true;
+  }
+  return false;
+}
+
 bool poll_descriptors(uint64_t now) {
   uint64_t last = sched.last_poll_ns.load(std::memory_order_relaxed);
-  uint64_t after = poll_after(now);
-  if (!netpoll_waiters() || last == 0 || now < last + after ||
-      now < sched.looked_ns.load(std::memory_order_relaxed) + after)
+  sched.ps_look = sched.looked.load(std::memory_order_relaxed);
+  if (sched.ps_look) {
+    sched.looked.store(false, std::memory_order_relaxed);
+    if (last != 0) sched.last_poll_ns.compare_exchange_strong(last, now, std::memory_order_relaxed);
     return false;
+  }
+  if (!netpoll_waiters() || last == 0 || now < last + poll_after(now)) return false;
+  if (leave_to_a_p(now, last)) return false;
   if (!sched.last_poll_ns.compare_exchange_strong(last, now, std::memory_order_relaxed))
     return false;
   GList gs = netpoll(0);
