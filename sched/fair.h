@@ -33,8 +33,16 @@
 // 30 a query takes; without any switch while requests come one query costs the server 19 us, not
 // 32, and some connections wait 2 s). So there the share is a part of a round of kRoundNs, up to
 // kAheadShareNs, events queue behind those that wait already, and sysmon looks less often.
-// mariadbd, point_select, medians of 3, k/s: 128 connections 37.0, before 31.6, natively 40.2; 1000
-// connections 18.4, before 18.7, natively 20.0.
+// mariadbd and sysbench on the same 2 cores, point_select, medians of 3, k/s: 128 connections 44.5,
+// before 29.0, natively 28.0; 1000: 22.0, before 17.8, natively 15.9.
+//
+// That is with both in one scheduling group of the kernel. In one each (autogroup, systemd) it was
+// 37.0, before 31.6, natively 40.2, and 18.4, 18.7, 20.0: two Ms that never sleep keep a core
+// from the other group's woken threads, for up to 200 ms (nothing but the M and sysmon ran there), and
+// the kernel leaves a client on its core (a waker of many does not draw them to its own), so that
+// seven in ten answers went to the other core. Sending each event's G to the P on the core of
+// SO_INCOMING_CPU, through an inbox of the P, made 40 to 50 of the 37 in half of the runs and
+// nothing in the others: not kept.
 //
 // Gs that wait by spinning are spinwait.h's.
 #pragma once
