@@ -4,7 +4,8 @@
 // private (0) from process-shared and named ones. Post adds one; where the word shows
 // waiters it gives the token to the first of them instead, in FIFO order, under the
 // queue's lock, and takes it out of the count. A waiter registers in one step with finding
-// no token, so either post sees the waiter or the waiter the token.
+// no token, so either post sees the waiter or the waiter the token. The count of waiters changes
+// under the queue's lock only: others exchange the whole word for one with the same count.
 //
 // sem_post may be called from a signal handler: it enters gfutex, which keeps handlers out
 // (gfutex.h), and before that is one CAS.
@@ -46,12 +47,11 @@ bool wait_if_none(void* arg) {
 
 // 0 or an errno value. Sleeps inside a kGoOn-free wait: the value tells all, so a handler
 // may even jump out.
-int wait(Sem* s, Thread* t, uint64_t deadline_ns) {
+WEFT_INLINE int wait(Sem* s, Thread* t, uint64_t deadline_ns) {
   Interrupt seen(t);
   for (;;) {
     Waiter w;
     w.counter = reinterpret_cast<std::atomic<uint32_t>*>(&s->word) + 1;
-    w.counter_shared = true;
     if (gfutex_enqueue(&w, s, Wait::kSem, true, wait_if_none, s)) {
       int r = gfutex_sleep(&w, deadline_ns);
       if (r == 0) return 0;  // given a token
@@ -115,9 +115,7 @@ WEFT_EXPORT int sem_post(sem_t* ps) {
       return 0;
   }
   Post p{s};
-  int saved = errno;
   gfutex_wake_one(s, give, &p);
-  errno = saved;
   return answer(p.err);
 }
 

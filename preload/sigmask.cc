@@ -62,6 +62,7 @@ bool on_alt_stack(const G* g, uintptr_t sp) {
 }
 
 void host_attention(G* g) {
+  int saved = errno;  // the calls that come here on their way out do not expect it changed
   uint32_t bits = g->attention.exchange(0, std::memory_order_acquire);
   if ((bits & (kAttProbe | kAttResumed)) != 0) spin_called(g);
   if ((bits & kAttModules) != 0) tls_modules_refresh();
@@ -74,6 +75,7 @@ void host_attention(G* g) {
     if (g->m->p != nullptr) yield_preempted(why);
     engine_exit(g);
   }
+  errno = saved;
   if ((bits & kAttCancel) != 0) cancel_attention(g);
 }
 

@@ -14,7 +14,7 @@
 namespace weft {
 namespace {
 
-constexpr uint32_t kAskKernelEvery = 16;
+constexpr uint32_t kAskKernelEvery = 64;
 constexpr uint64_t kSecondNs = 1'000'000'000;
 
 Reason sleep_until(uint64_t deadline) {

@@ -170,7 +170,9 @@ void prepare_thread(G* g) {
   t->alive.store(true, std::memory_order_relaxed);
   g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it
   // A wish for native scheduling left for the slot's last thread is not this one's.
-  if ((g->attention.exchange(0, std::memory_order_relaxed) & kAttWire) != 0) wish_forget(g);
+  if (g->attention.load(std::memory_order_relaxed) != 0 &&
+      (g->attention.exchange(0, std::memory_order_relaxed) & kAttWire) != 0)
+    wish_forget(g);
   g->altstack = AltStack{};
   g->wired = false;
   g->wait = Wait::kNone;

@@ -30,6 +30,10 @@ namespace weft {
 #define WEFT_LIKELY(x) __builtin_expect(!!(x), 1)
 #define WEFT_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+// In line whatever the compiler thinks: no frame is to stand above a switch that need not.
+#define WEFT_INLINE inline __attribute__((always_inline))
+#define WEFT_COLD __attribute__((noinline, cold))
+
 constexpr size_t kCacheLine = 64;
 constexpr size_t kPageBytes = 4096;
 constexpr uint64_t kNever = ~uint64_t{0};  // a deadline that does not come

@@ -54,7 +54,7 @@ Bucket& bucket_of(const void* addr) {
 }
 static_assert(kBuckets == 1u << (64 - 50));
 
-void link_before(Bucket& b, Waiter* w, Waiter* next) {  // null: last
+WEFT_INLINE void link_before(Bucket& b, Waiter* w, Waiter* next) {  // null: last
   w->next = next;
   w->prev = next != nullptr ? next->prev : b.tail;
   if (w->prev != nullptr) w->prev->next = w; else b.head = w;
@@ -62,7 +62,7 @@ void link_before(Bucket& b, Waiter* w, Waiter* next) {  // null: last
   w->linked = true;
 }
 
-void link_tail(Bucket& b, Waiter* w) {
+WEFT_INLINE void link_tail(Bucket& b, Waiter* w) {
   Waiter* next = nullptr;
   if (WEFT_UNLIKELY(w->priority != 0))
     for (next = b.head; next != nullptr && next->priority >= w->priority;) next = next->next;
@@ -79,8 +79,7 @@ inline void drop_count(Waiter* w) {
   if (w->counter == nullptr) return;
   std::atomic<uint32_t>& c = *w->counter;
   w->counter = nullptr;
-  if (w->counter_shared) c.fetch_sub(1, std::memory_order_relaxed);
-  else c.store(c.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  c.store(c.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
 }
 
 inline void unlink(Bucket& b, Waiter* w) {
@@ -97,7 +96,7 @@ Waiter* next_of(Waiter* w, const void* addr) {
 
 // Claims a linked waiter and unlinks it; false if it gave up first: it unlinks itself, but
 // what it counts in may go away now, so it is taken out of that.
-inline __attribute__((always_inline)) bool take(Bucket& b, Waiter* w) {
+WEFT_INLINE bool take(Bucket& b, Waiter* w) {
   if (!w->claimed) {
     uint32_t waiting = 0;
     if (w->g == nullptr) {

@@ -46,7 +46,7 @@ struct Waiter {
   std::atomic<uint32_t> word{0};         // foreign: 0 waiting, 1 woken, 2 gave up
   uint32_t bitset = ~0u;
   // Counts the waiters of an address; the ABI file adds, under the bucket lock, unlink
-  // subtracts. Nobody else writes it, unless counter_shared.
+  // subtracts. Nobody else changes it (sem: what shares its 64-bit word with it, by a CAS of all).
   std::atomic<uint32_t>* counter = nullptr;
   bool (*stop)() = nullptr;              // kGoOn: asked around the handlers; true: -EINTR
   void* arg = nullptr;                   // the ABI file's own (cond: the mutex)
@@ -60,7 +60,6 @@ struct Waiter {
   bool handed = false;                   // what it waits for was given to it
   bool barges = false;                   // it is not to be, before it runs
   bool duty = false;                     // others wait behind it: see mutex.h
-  bool counter_shared = false;           // part of a word that others change (sem)
 };
 
 struct WakeResult {

@@ -22,33 +22,18 @@ void fire_sleep(Timer* t) {
 
 }  // namespace
 
-Reason park(G* g) {
-  // Who parks gives its P up anyway: the end of its slice, which sysmon may mark at any moment,
-  // ends no wait.
-  constexpr uint32_t kEndsNoWait = kAttProbe | kAttResumed | kAttPreempt | kAttMakeWay;
-  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~kEndsNoWait;
-  if (WEFT_UNLIKELY(bits != 0) &&
-      (g->interruptible.load(std::memory_order_relaxed) || (bits & kAttBreak) != 0)) {
-    // A signal or a cancel came before we published: do not sleep on it. If the claim is
-    // lost, somebody else ends this park and has put us on a queue: leave through that.
-    uint64_t w = g->park.load(std::memory_order_relaxed);
-    if ((w & 7) == static_cast<uint64_t>(Reason::kWaiting) &&
-        park_claim(g, w, Reason::kInterrupted)) {
-      park_abandon(g);
-      return Reason::kInterrupted;
-    }
-  }
-  switch_away();
-  g->wait = Wait::kNone;
-  g->wait_on = nullptr;
-  constexpr uint32_t kGaveWay = kAttPreempt | kAttMakeWay;
-  if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kGaveWay) != 0))
-    g->attention.fetch_and(~kGaveWay, std::memory_order_relaxed);  // asked before it parked
-  return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
+bool park_ends_early(G* g, uint32_t bits) {
+  if (!g->interruptible.load(std::memory_order_relaxed) && (bits & kAttBreak) == 0) return false;
+  // If the claim is lost, somebody else ends this park and has put us on a queue: leave through
+  // that.
+  uint64_t w = g->park.load(std::memory_order_relaxed);
+  if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting) || !park_claim(g, w, Reason::kInterrupted))
+    return false;
+  park_abandon(g);
+  return true;
 }
 
-Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
-  if (deadline_ns == kNever) return park(g);
+Reason park_timed(G* g, uint64_t token, uint64_t deadline_ns) {
   SleepTimer t;
   t.deadline_ns = deadline_ns;
   t.fire = fire_sleep;

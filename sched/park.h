@@ -55,11 +55,31 @@ inline bool park_claim(G* g, uint64_t token, Reason r) {
                                          std::memory_order_acq_rel, std::memory_order_relaxed);
 }
 
-// Sleeps until claimed. In the engine, with nothing locked.
-Reason park(G* g);
+// A signal or a cancel (bits of attention) came before we published: true if the park is over.
+bool park_ends_early(G* g, uint32_t bits);
+
+// Sleeps until claimed. In the engine, with nothing locked. In line, as the whole way down to the
+// switch is: each return on the other side is to an address that the processor did not foresee.
+inline Reason park(G* g) {
+  // Who parks gives its P up anyway: the end of its slice, which sysmon may mark at any moment,
+  // ends no wait.
+  constexpr uint32_t kEndsNoWait = kAttProbe | kAttResumed | kAttPreempt | kAttMakeWay;
+  uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~kEndsNoWait;
+  if (WEFT_UNLIKELY(bits != 0) && park_ends_early(g, bits)) return Reason::kInterrupted;
+  switch_away();
+  g->wait = Wait::kNone;
+  g->wait_on = nullptr;
+  constexpr uint32_t kGaveWay = kAttPreempt | kAttMakeWay;
+  if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kGaveWay) != 0))
+    g->attention.fetch_and(~kGaveWay, std::memory_order_relaxed);  // asked before it parked
+  return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
+}
 
 // The same with a deadline (CLOCK_MONOTONIC ns; kNever: none).
-Reason park_until(G* g, uint64_t token, uint64_t deadline_ns);
+Reason park_timed(G* g, uint64_t token, uint64_t deadline_ns);
+inline Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
+  return deadline_ns == kNever ? park(g) : park_timed(g, token, deadline_ns);
+}
 
 // Ends g's park with kInterrupted if it is in an interruptible one. Signals and cancels.
 bool park_interrupt(G* g);

@@ -71,7 +71,7 @@ void runq_put_woken(P* p, G* g) {
   p->woken_until.store(p->runq.place(), std::memory_order_relaxed);
 }
 
-void wake_for(G* self, P* p, bool displaced) {
+WEFT_INLINE void wake_for(G* self, P* p, bool displaced) {
   if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
     if (WEFT_UNLIKELY(sched.sysmon_slow.load(std::memory_order_relaxed))) note_hog(p);
     return;
@@ -137,7 +137,7 @@ void take_events(P* p) {
 
 // Every kMaintain switches: give the ring, the global queue, timers and the netpoller their
 // turn.
-void maintain(P* p) {
+WEFT_COLD void maintain(P* p) {
   if (!p->runq.ring_empty())
     if (G* next = p->runq.get_next()) runq_put_woken(p, next);
   G* g = globq_get(p, 1);
@@ -155,7 +155,7 @@ void maintain(P* p) {
 }
 
 // The next G without leaving the caller's stack, or null: then g0 looks further.
-G* pick_local(P* p) {
+WEFT_INLINE G* pick_local(P* p) {
   uint32_t switches = p->switches.load(std::memory_order_relaxed);
   if (WEFT_UNLIKELY((switches % kMaintain) == 0 || p->look.load(std::memory_order_relaxed))) maintain(p);
   if (WEFT_UNLIKELY(p->global_turns) && switches % kGlobalTurn == 0)
@@ -176,7 +176,7 @@ void count(std::atomic<uint32_t>& c) {  // owner-written, read by others
 }
 
 // m runs g from here on; the switch follows.
-void begin_run(M* m, P* p, G* g) {
+WEFT_INLINE void begin_run(M* m, P* p, G* g) {
   g->m = m;
   m->curg.store(g, std::memory_order_relaxed);
   g->on_cpu.store(1, std::memory_order_relaxed);  // ordered by whoever publishes g next
@@ -197,7 +197,7 @@ void do_switch(G* from, G* to) {
 // Whether the woken G was still there does not count: the wake itself takes the waker so
 // long (a system call, an interrupt to the other core) that the woken M steals it meanwhile,
 // which would look as if the wake had paid, for ever.
-void learn_habit(G* g) {
+WEFT_COLD void learn_habit(G* g) {
   uint64_t ran = tsc() - g->ready_tsc;
   g->ready_tsc = 0;
   if (ran < kHabitTsc) {
@@ -304,7 +304,7 @@ void g_start(G* g) {
 namespace {
 
 // g, whose state says how it stands, leaves m to next; null: g0 looks further.
-void leave(G* g, M* m, P* p, G* next) {
+WEFT_INLINE void leave(G* g, M* m, P* p, G* next) {
   if (next == g) {  // readied before it could leave: it just goes on
     set_state(g, GState::kRunning);
     return;
