@@ -69,9 +69,7 @@ inline Reason park(G* g) {
   switch_away();
   g->wait = Wait::kNone;
   g->wait_on = nullptr;
-  constexpr uint32_t kGaveWay = kAttPreempt | kAttMakeWay;
-  if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kGaveWay) != 0))
-    g->attention.fetch_and(~kGaveWay, std::memory_order_relaxed);  // asked before it parked
+  gave_way(g);  // asked before it parked
   return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
 }
 

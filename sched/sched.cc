@@ -372,6 +372,7 @@ void yield(bool to_global) {
 void yield_preempted(Preempt why) {
   G* g = t_g;
   P* p = g->m->p;
+  gave_way(g);  // a mark from before the signal would have it give way again as it comes back
   if (why == Preempt::kMakeWay) {
     uint32_t queued = p->runq.size() + (p->runq.has_next() ? 1 : 0);
     if (!others_wait(p)) return;  // somebody else has taken the woken one

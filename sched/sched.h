@@ -201,6 +201,12 @@ void ready_list(GList& gs);              // netpoll: the whole batch, one wake e
 void switch_away();
 // Lets others run; the G stays runnable (local tail, or the global queue).
 void yield(bool to_global);
+// g has done what sysmon's marks asked for, by whichever of them, or by a signal.
+inline void gave_way(G* g) {
+  constexpr uint32_t kAsked = kAttPreempt | kAttMakeWay;
+  if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kAsked) != 0))
+    g->attention.fetch_and(~kAsked, std::memory_order_relaxed);
+}
 // Preempted: a G that only makes way goes on here, when those who were woken have run.
 void yield_preempted(Preempt why);
 // What a signal told g, the caller, and not a word more than once; kNo: sysmon marked it while

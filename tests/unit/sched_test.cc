@@ -420,6 +420,28 @@ Test(sched, who_makes_way_makes_it_for_the_woken_one, .timeout = 60) {
   cr_assert_eq(fake::failures(), 0);
 }
 
+// Asked by a mark, then by a signal, it answered the mark once more as it came back, and lost its
+// next slice.
+Test(sched, who_is_asked_twice_gives_way_once, .timeout = 60) {
+  boot(1, Caller::kG1);
+  std::atomic<bool> stop{false};
+  Latch ended(1);
+  go([&] {
+    while (!stop) let_others_run();
+    ended.done();
+  });
+  for (Preempt why : {Preempt::kSliceOver, Preempt::kMakeWay}) {
+    this_g()->attention.fetch_or(kAttPreempt | kAttMakeWay);
+    engine_enter(this_g());
+    yield_preempted(why);
+    EXPECT((this_g()->attention & (kAttPreempt | kAttMakeWay)) == 0);
+    engine_exit(this_g());
+  }
+  stop = true;
+  ended.wait();
+  cr_assert_eq(fake::failures(), 0);
+}
+
 // One that serves many goes ahead of a queue, not of those it gives way to: where the upkeep of
 // every 64th switch fell on its own preemption it was next itself, and for ever, since that was
 // no switch (redis with two I/O threads on one P).
