@@ -1,4 +1,4 @@
-// served_turn_test.c - family: scheduling. run: native weft
+// served_turn_test.c - family: scheduling. run: weft
 //
 // A thread for each of many connections, and a client in another process that asks again on each
 // as soon as it has its answer.
@@ -8,7 +8,7 @@
 // bytes had come just then it went on at once, past hundreds whose events were still in the kernel;
 // and what sysmon fetched for busy processors went to the end of a queue that those never reached.
 // On one processor half of 5000 connections had their answers within 3 ms, others after 160.
-// Counted in answers, so the machine's speed plays no part.
+// Counted in answers. (Natively the kernel decides: beside other load it can be past the limit.)
 #include "io.h"
 
 #include <sys/epoll.h>
