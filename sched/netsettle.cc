@@ -45,8 +45,7 @@ struct alignas(kCacheLine) SettleList {
   std::atomic<uint32_t> n{0};             // at[first] to at[n - 1], the oldest first
   uint32_t first = 0;
   std::atomic<uint32_t> rounds{0};        // times it was emptied
-  // --- the M that holds the P
-  uint32_t n_doubtful = 0;
+  std::atomic<uint32_t> n_doubtful{0};    // written under lock
   Untried doubtful[kAtOnce];
   // --- sysmon only
   uint32_t seen_rounds = 0;
@@ -98,6 +97,21 @@ void fire(const Untried& u, GList& out) {
   if (pd->guess.load(std::memory_order_relaxed) > 1) pd->guess.store(2, std::memory_order_relaxed);
 }
 
+bool put_in_doubt(SettleList& l, const Untried& u) {
+  Hold hold(l.lock);
+  if (l.n_doubtful == kAtOnce) return false;
+  l.doubtful[l.n_doubtful++] = u;
+  return true;
+}
+
+// What a look since has not woken.
+void fire_doubtful(SettleList& l, GList& out) {
+  if (l.n_doubtful == 0) return;
+  Hold hold(l.lock);
+  for (uint32_t i = 0; i < l.n_doubtful; i++) fire(l.doubtful[i], out);
+  l.n_doubtful = 0;
+}
+
 // Those that are ready: into `doubtful` while there is room, if given; else they are fired.
 void settle(SettleList& l, uint64_t before_ns, bool doubt, GList& out) {
   Untried mine[kAtOnce];
@@ -107,8 +121,7 @@ void settle(SettleList& l, uint64_t before_ns, bool doubt, GList& out) {
     if (sys_call(SYS_poll, sys_arg(&fds[0]), n, 0) <= 0) continue;
     for (uint32_t i = 0; i < n; i++) {
       if (fds[i].revents == 0) continue;
-      if (doubt && l.n_doubtful < kAtOnce) l.doubtful[l.n_doubtful++] = mine[i];
-      else fire(mine[i], out);
+      if (!doubt || !put_in_doubt(l, mine[i])) fire(mine[i], out);
     }
   }
 }
@@ -130,6 +143,7 @@ bool netpoll_may_leave_untried(const P* p) {
 
 void netpoll_note_untried(P* p, PollDesc* pd) {
   SettleList* l = list_of(p);
+  pd->untried_no.store(pd->wait_no.load(std::memory_order_relaxed), std::memory_order_relaxed);
   Hold hold(l->lock);
   uint32_t n = l->n.load(std::memory_order_relaxed);
   l->at[n] = {pd, pd->wait_no.load(std::memory_order_relaxed), pd->tag.load(std::memory_order_relaxed),
@@ -140,8 +154,7 @@ void netpoll_note_untried(P* p, PollDesc* pd) {
 bool netpoll_settle(P* p, GList& out) {
   SettleList* l = list_of(p);
   if (l == nullptr) return false;
-  for (uint32_t i = 0; i < l->n_doubtful; i++) fire(l->doubtful[i], out);
-  l->n_doubtful = 0;
+  fire_doubtful(*l, out);
   if (l->n.load(std::memory_order_relaxed) != 0) settle(*l, kNever, true, out);
   return l->n_doubtful != 0;
 }
@@ -149,7 +162,7 @@ bool netpoll_settle(P* p, GList& out) {
 void netpoll_settle_old(uint64_t now_ns) {
   for (uint32_t i = 0; i < sched.procs; i++) {
     SettleList* l = list_of(&sched.p[i]);
-    if (l == nullptr || l->n.load(std::memory_order_relaxed) == 0) continue;
+    if (l == nullptr || (l->n.load(std::memory_order_relaxed) == 0 && l->n_doubtful == 0)) continue;
     uint32_t rounds = l->rounds.load(std::memory_order_relaxed);
     uint32_t switches = sched.p[i].switches.load(std::memory_order_relaxed);
     if (l->seen_rounds != rounds || l->seen_switches != switches) {
@@ -157,8 +170,10 @@ void netpoll_settle_old(uint64_t now_ns) {
       l->seen_switches = switches;
       l->seen_ns = now_ns;
     }
+    bool still = now_ns - l->seen_ns > kStillNs;
     GList out;
-    settle(*l, now_ns - l->seen_ns > kStillNs ? kNever : now_ns - kOverdueNs, false, out);
+    if (still) fire_doubtful(*l, out);
+    settle(*l, still ? kNever : now_ns - kOverdueNs, false, out);
     ready_list(out);
   }
 }

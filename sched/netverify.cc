@@ -129,9 +129,11 @@ void look(Looks& l, uint64_t now) {
   l.n = 0;
 }
 
-// Under pd's lock: its edge was lost.
+// Under pd's lock: its edge was lost; or, if the wait began without a try, there was none to come,
+// and nobody has settled it yet.
 void repair(PollDesc* pd, uint32_t ready, GList& out) {
-  if (netpoll_rearm(pd) != -ENOENT) n_repaired.fetch_add(1, std::memory_order_relaxed);
+  bool untried = pd->untried_no.load(std::memory_order_relaxed) == pd->seen_wait_no;
+  if (netpoll_rearm(pd) != -ENOENT && !untried) n_repaired.fetch_add(1, std::memory_order_relaxed);
   register_again(pd);
   polldesc_fire(pd, ready, true, out);
   pd->verify_step = kMet;

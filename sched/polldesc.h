@@ -71,6 +71,7 @@ struct alignas(kCacheLine) PollDesc {
   uint32_t armed = 0;                       // 1 << dir for each direction epoll reports
   PollWaiter* head[2] = {};                 // FIFO; head->prev is the tail
   std::atomic<uint32_t> wait_no{0};         // counts waits, for verification
+  std::atomic<uint32_t> untried_no{0};      // the last that began without a try (netsettle.cc)
   std::atomic<uint32_t> in_flight[2]{};     // takers woken and not yet back with their try
   // --- of a duplicate that keeps a closed file for its waiters
   uint32_t orphans = 0;                     // takers that still need it
