@@ -2,7 +2,7 @@
 //
 // Every tick (20 us, backing off to 10 ms after 1 ms without an event, Go's numbers):
 //  1. timers that are overdue because every P computes are run here;
-//  2. the netpoller, if nobody looked for 10 ms;
+//  2. the netpoller, if nobody looked for 10 ms, or for a share (fair.h) where all Ps compute;
 //  3. Ps whose G has sat in one system call for a tick or 20 us, while others want to run,
 //     are retaken; so are Ps whose M sleeps in a call that we cannot see;
 //  4. Ps whose G has run longer than its slice while others wait, or waits by spinning
