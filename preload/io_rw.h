@@ -71,6 +71,7 @@ inline void io_in_turn() {
   G* g = t_g;
   if (WEFT_LIKELY(++g->unwaited < kUnwaited)) return;
   g->unwaited = 0;
+  if (this_g() != g || g->no_preempt != 0) return;  // wired since the call began; or bound to its M
   engine_enter(g);
   yield(false);
   engine_exit(g);

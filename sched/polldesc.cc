@@ -234,7 +234,8 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
   PollWaiter w;
   w.g = g;
   w.dir = t.dir;
-  if (untried && !netpoll_may_leave_untried(g->m->p)) {  // then this is the try
+  // A G that was wired since its call began has no P to note it with.
+  if (untried && (g->m->p == nullptr || !netpoll_may_leave_untried(g->m->p))) {  // then this is the try
     untried = false;
     if (ready_now(t.pd->fd, t.dir)) {
       engine_exit(g);

@@ -84,6 +84,8 @@ WEFT_INLINE void wake_for(G* self, P* p, bool displaced) {
     self->ready_tsc = tsc();
 }
 
+// g is about to run, after the others of its bunch: what it touches first comes meanwhile (echo,
+// 5000 connections, with the PollDescs in netpoll(): 2 %, within what runs differ by).
 void warm(const G* g) {
   const char* sp = static_cast<const char*>(g->sp);
   for (int i = 0; i < 10; i++) __builtin_prefetch(sp + 64 * i, 1, 2);
