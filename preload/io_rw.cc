@@ -26,12 +26,11 @@ bool refused(PollDesc* pd, PollDir dir, long r) {
 
 // read and write cost 100 ns less than preadv2 and pwritev2 with RWF_NOWAIT, a third of a pipe's
 // call. They may be had where they will not wait, as far as we know: a read by the only reader
-// after an event or of a pipe that holds something, a write to one that holds little. If one
-// waits all the same, the P is taken from it, and its end does without them for many calls.
-constexpr uint16_t kCareful = 10000;
-// Each page holds at least 2048 bytes of writes up to that size, and a pipe has 16.
-constexpr size_t kPlainWrite = 2048;
-constexpr int32_t kPlainLevel = 24 << 10;
+// after an event or of a pipe that holds something, a write to one that surely has room. If one
+// waits all the same, the P is taken from it, and its end does without them for some calls: few
+// the first time, since a P is taken from who is off its core, too, many if it comes again soon.
+constexpr uint32_t kCareful = 256, kCarefulMax = 16384;
+constexpr uint32_t kSoonShift = 32;  // of the time stamp counter: one or two seconds
 
 bool plain_ok(PollDesc* pd) {
   if (t_g->call_habit != 0) return false;
@@ -41,24 +40,54 @@ bool plain_ok(PollDesc* pd) {
   return false;
 }
 
+WEFT_COLD void be_careful(PollDesc* pd) {
+  t_g->call_habit = 0;  // that says nothing of other calls
+  auto now = static_cast<uint32_t>(tsc() >> kSoonShift);
+  uint32_t last = pd->taken_n.load(std::memory_order_relaxed);
+  bool soon = last != 0 && pd->taken_at.load(std::memory_order_relaxed) == now;
+  uint32_t n = !soon ? kCareful : last < kCarefulMax ? last * 4 : kCarefulMax;
+  pd->taken_at.store(now, std::memory_order_relaxed);
+  pd->taken_n.store(static_cast<uint16_t>(n), std::memory_order_relaxed);
+  pd->room.store(0, std::memory_order_relaxed);
+  pd->careful.store(static_cast<uint16_t>(n), std::memory_order_relaxed);
+}
+
 bool plain_read_ok(PollDesc* pd, bool first) {
   return io_kind(pd) == kIoPipe && (!first || pd->level.load(std::memory_order_relaxed) > 0) &&
          !polldesc_awaited(pd) && io_surely_blocking(pd, kPollIn) && plain_ok(pd);
 }
 
-bool plain_write_ok(PollDesc* pd, size_t n) {
+// A pipe is a ring of pages. A write goes on in the last page if all of it fits there, else it
+// begins one, so each holds all but the widest write; the page that is being read is still in use.
+// Who writes at the same time has not counted its bytes yet, one writer a P.
+constexpr size_t kPlainWrite = 2048;
+constexpr uint32_t kWidthStep = 64;
+
+WEFT_COLD void measure_room(PollDesc* pd, int fd, size_t n) {
+  uint32_t widest = pd->widest.load(std::memory_order_relaxed);
+  if (n > widest) widest = static_cast<uint32_t>(n + kWidthStep - 1) / kWidthStep * kWidthStep;
+  long pages = sys_call(SYS_fcntl, fd, F_GETPIPE_SZ, 0) / static_cast<long>(kPageBytes);
+  long room = (pages - 1) * static_cast<long>(kPageBytes - widest) -
+              static_cast<long>(sched.procs) * static_cast<long>(widest);
+  pd->widest.store(static_cast<uint16_t>(widest), std::memory_order_relaxed);
+  pd->room.store(room > 0 ? static_cast<int32_t>(room) : -1, std::memory_order_relaxed);
+}
+
+bool plain_write_ok(PollDesc* pd, int fd, size_t n) {
   if (io_kind(pd) != kIoPipe || n > kPlainWrite) return false;
   const PollDesc* to = polldesc_peer(pd);
-  return to != nullptr && to->level.load(std::memory_order_relaxed) < kPlainLevel && plain_ok(pd);
+  if (to == nullptr) return false;
+  if (WEFT_UNLIKELY(n > pd->widest.load(std::memory_order_relaxed) ||
+                    pd->room.load(std::memory_order_relaxed) == 0))
+    measure_room(pd, fd, n);
+  return to->level.load(std::memory_order_relaxed) < pd->room.load(std::memory_order_relaxed) &&
+         plain_ok(pd);
 }
 
 template <class F>
 long plain(PollDesc* pd, F call) {
   long r = in_cancel_syscall(call);
-  if (WEFT_UNLIKELY(t_g->call_habit != 0)) {  // the P was taken; that says nothing of other calls
-    t_g->call_habit = 0;
-    pd->careful.store(kCareful, std::memory_order_relaxed);
-  }
+  if (WEFT_UNLIKELY(t_g->call_habit != 0)) be_careful(pd);
   return r;
 }
 
@@ -83,7 +112,7 @@ long try_write(PollDesc* pd, int fd, const void* buf, size_t n, bool first) {
     if (WEFT_LIKELY(r != -ENOTSOCK)) return r;
     io_probe(pd);
   }
-  if (first && plain_write_ok(pd, n))
+  if (first && plain_write_ok(pd, fd, n))
     return plain(pd, [&] { return sys_call(SYS_write, fd, sys_arg(buf), sys_arg(n)); });
   struct iovec one = {const_cast<void*>(buf), n};
   return try_writev(pd, fd, &one, 1, 0, first);

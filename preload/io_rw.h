@@ -54,6 +54,7 @@ constexpr uint32_t kGuessSure = 3;
 inline bool guess_empty(const PollDesc* pd, const IoCall& c) {
   return pd->guess.load(std::memory_order_relaxed) >= kGuessSure &&
          pd->read_seq.load(std::memory_order_relaxed) == c.turn.seq &&
+         pd->level.load(std::memory_order_relaxed) <= 0 &&
          pd->sticky.load(std::memory_order_acquire) == 0 && (pd->armed & 1u << kPollIn) != 0 &&
          io_surely_blocking(pd, kPollIn);
 }
@@ -63,12 +64,14 @@ inline void learn_guess(PollDesc* pd, bool empty) {
   else if (empty && n < kGuessSure) pd->guess.store(n + 1, std::memory_order_relaxed);
 }
 
-// A read has found something at once. Whose peer answers while it is itself off its core finds the
-// next request there each time, and would have the P for a slice: every kUnwaited times those who
-// wait have their turn.
+// A read has found something at once. Who has answered and whose peer asks again while it is itself
+// off its core finds the next request there each time, and would have the P for a slice: every
+// kUnwaited times those who wait have their turn. Who only reads, or only writes, has its slice.
 constexpr uint8_t kUnwaited = 4;
 inline void io_in_turn() {
   G* g = t_g;
+  if (!g->answered) return;
+  g->answered = false;
   if (WEFT_LIKELY(++g->unwaited < kUnwaited)) return;
   g->unwaited = 0;
   if (this_g() != g || g->no_preempt != 0) return;  // wired since the call began; or bound to its M
@@ -105,6 +108,7 @@ inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
     }
     if (r != -EAGAIN) return io_end(c, r);
     t_g->unwaited = 0;
+    t_g->answered = false;
     int w = io_block(c);
     if (w == 0) continue;
     if (w != kCannotWait) return io_end(c, w);

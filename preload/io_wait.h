@@ -33,6 +33,7 @@ struct IoCall {
 inline void io_begin(IoCall& c, PollDesc* pd, PollDir dir, Wait why) {
   poll_turn_begin(c.turn, pd, dir);
   c.why = why;
+  if (dir == kPollOut) t_g->answered = true;
 }
 inline void io_sample(IoCall& c) { poll_turn_sample(c.turn); }
 inline int io_fd(const IoCall& c) { return c.turn.pd->fd; }

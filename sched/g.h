@@ -75,7 +75,8 @@ struct alignas(kCacheLine) G {
   uint8_t preempt_why = 0;          // a Preempt, for kAttPreempt; its own
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
   uint8_t made = 0;                 // Gs it has made since it last gave way (g_start)
-  uint8_t unwaited = 0;             // reads that found something at once, since it last waited for one
+  uint8_t unwaited = 0;             // answers after which the next read found something at once
+  bool answered = false;            // it has written since its last read
   bool ahead = false;               // serves many: its last descriptor listens, or is an epoll
   uint8_t call_habit = 0;           // saturating: how often its calls slept (syscall.h)
   bool fresh = true;                // the slot has no TLS yet

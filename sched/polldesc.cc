@@ -383,7 +383,7 @@ void polldesc_fed_peer(PollDesc* from, long counted) {
   PollDesc* to = polldesc_peer(from);
   if (to == nullptr) return;
   if (counted != 0) to->level.fetch_add(static_cast<int32_t>(counted), std::memory_order_relaxed);
-  if ((to->armed & 1u << kPollIn) == 0) return;
+  if ((to->armed & 1u << kPollIn) == 0 || (counted != 0 && !polldesc_awaited(to))) return;
   G* g = t_g;
   engine_enter(g);
   GList out;
@@ -442,6 +442,9 @@ void clear_notes(PollDesc* pd) {  // nobody counted in in_flight survives a chan
   pd->fed.store(false, std::memory_order_relaxed);
   pd->level.store(0, std::memory_order_relaxed);
   pd->careful.store(0, std::memory_order_relaxed);
+  pd->taken_n.store(0, std::memory_order_relaxed);
+  pd->widest.store(0, std::memory_order_relaxed);
+  pd->room.store(0, std::memory_order_relaxed);
 }
 
 // The kernel's view of the moved takers: the duplicate, registered for what they wait for.

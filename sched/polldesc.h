@@ -86,7 +86,12 @@ struct alignas(kCacheLine) PollDesc {
   std::atomic<uint32_t> kind{0};
   std::atomic<uint32_t> notes{0};
   std::atomic<uint32_t> share_epoch{0};
-  std::atomic<uint16_t> careful{0};         // calls to come that must not wait (io_rw.cc)
+  // --- of a pipe's end, for plain reads and writes (io_rw.cc)
+  std::atomic<uint16_t> careful{0};         // calls to come that must not wait
+  std::atomic<uint16_t> taken_n{0};         // as many were said last, and when that was
+  std::atomic<uint32_t> taken_at{0};
+  std::atomic<uint16_t> widest{0};          // no plain write was wider
+  std::atomic<int32_t> room{0};             // one fits below this level; 0: not known, < 0: never
   std::atomic<uint64_t> drained{0};         // 1<<32 | seq[in]: a read found it empty then
   std::atomic<uint32_t> guess{0};           // first tries of a read in a row that found nothing
   std::atomic<uint32_t> read_seq{0};        // seq[in] as the last read that got data sampled it

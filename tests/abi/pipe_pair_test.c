@@ -203,11 +203,70 @@ static void a_pair_does_not_keep_a_sleeper_out(void)
     }
 }
 
+enum { kWriters = 4, kMessages = 3000 };
+
+struct messages {
+    int fd, width;
+    unsigned char id;
+};
+
+// Each message is its own length: a byte that tells it, then as many of the writer's.
+static void *write_messages(void *arg)
+{
+    struct messages *m = arg;
+    for (int i = 0; i < kMessages; i++) {
+        unsigned char buf[256];
+        int n = 2 + (i * 7 + m->id) % (m->width - 2);
+        memset(buf, m->id, (size_t)n);
+        buf[0] = (unsigned char)n;
+        MUST(write(m->fd, buf, (size_t)n) == n);
+    }
+    return NULL;
+}
+
+// However few pages a pipe has, and should it get others while it is in use, every write waits
+// for its room and goes in whole.
+static void a_pipe_of_any_size_is_written_whole(void)
+{
+    static const int sizes[] = {4096, 16384, 65536, 4096, 1 << 20};
+    int p[2], count[kWriters] = {0};
+    MUST(pipe(p) == 0);
+    struct messages m[kWriters];
+    pthread_t t[kWriters];
+    for (int i = 0; i < kWriters; i++) {
+        m[i] = (struct messages){p[1], 40 + 60 * i, (unsigned char)i};
+        t[i] = spawn(write_messages, &m[i]);
+    }
+    for (int got = 0; got < kWriters * kMessages; got++) {
+        unsigned char buf[256];
+        MUST(read(p[0], buf, 1) == 1);
+        int n = buf[0];
+        for (int have = 1; have < n;) {
+            ssize_t r = read(p[0], buf + have, (size_t)(n - have));
+            MUST(r > 0);
+            have += (int)r;
+        }
+        for (int i = 2; i < n; i++) MUST(buf[i] == buf[1]);
+        MUST(buf[1] < kWriters);
+        count[buf[1]]++;
+        if (got % 500 == 0) {  // EBUSY: it holds more than that; EPERM: not for this user
+            int rc = fcntl(p[got / 500 % 2], F_SETPIPE_SZ, sizes[got / 500 % 5]);
+            MUST(rc > 0 || errno == EBUSY || errno == EPERM);
+        }
+    }
+    for (int i = 0; i < kWriters; i++) {
+        MUST(count[i] == kMessages);
+        join(t[i]);
+    }
+    close2(p);
+}
+
 static const struct CMUnitTest tests[] = {
     T(an_emptied_pipe_is_waited_for),
     T(a_pipe_filled_unseen_is_waited_for),
     T(a_wait_for_an_emptied_pipe_ends_by_cancel_and_signal),
     T(a_number_used_again_is_another_pipe),
     T(a_pair_does_not_keep_a_sleeper_out),
+    T(a_pipe_of_any_size_is_written_whole),
 };
 IO_MAIN(tests)
