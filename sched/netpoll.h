@@ -36,8 +36,8 @@ int netpoll_arm(PollDesc* pd, uint32_t dirs);
 void netpoll_disarm(PollDesc* pd);
 // Whether p has room to note such a wait:
 bool netpoll_may_leave_untried(const P* p);
-// pd's newest wait, of a G on p, began without a try; not under pd's lock.
-void netpoll_note_untried(P* p, PollDesc* pd);
+// Wait `no` to read from pd, in its life `tag`, of a G on p, began without a try; not under pd's lock.
+void netpoll_note_untried(P* p, PollDesc* pd, uint32_t tag, uint32_t no);
 void netpoll_settle_old(uint64_t now_ns);
 void netpoll_settle_after_fork();
 // Asks the kernel about a registration: 0 fine, -ENOENT: it is another file's.

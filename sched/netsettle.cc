@@ -72,7 +72,7 @@ void emptied(SettleList& l) {
 }
 
 bool still_waits(const Untried& u) {
-  return u.pd->wait_no.load(std::memory_order_relaxed) == u.wait_no &&
+  return u.pd->wait_no[kPollIn].load(std::memory_order_relaxed) == u.wait_no &&
          u.pd->tag.load(std::memory_order_relaxed) == u.tag && u.pd->head[kPollIn] != nullptr;
 }
 
@@ -118,9 +118,10 @@ void settle(SettleList& l, uint64_t before_ns, bool doubt, GList& out) {
   struct pollfd fds[kAtOnce];
   while (uint32_t n = take_some(l, before_ns, mine)) {
     for (uint32_t i = 0; i < n; i++) fds[i] = {mine[i].pd->fd, POLLIN | POLLRDHUP, 0};
-    if (sys_call(SYS_poll, sys_arg(&fds[0]), n, 0) <= 0) continue;
+    long ready = sys_call(SYS_poll, sys_arg(&fds[0]), n, 0);
+    if (ready == 0) continue;
     for (uint32_t i = 0; i < n; i++) {
-      if (fds[i].revents == 0) continue;
+      if (ready > 0 && fds[i].revents == 0) continue;  // < 0 (RLIMIT_NOFILE below n): let them try
       if (!doubt || !put_in_doubt(l, mine[i])) fire(mine[i], out);
     }
   }
@@ -141,13 +142,11 @@ bool netpoll_may_leave_untried(const P* p) {
   return kept < kMost;
 }
 
-void netpoll_note_untried(P* p, PollDesc* pd) {
+void netpoll_note_untried(P* p, PollDesc* pd, uint32_t tag, uint32_t no) {
   SettleList* l = list_of(p);
-  pd->untried_no.store(pd->wait_no.load(std::memory_order_relaxed), std::memory_order_relaxed);
   Hold hold(l->lock);
   uint32_t n = l->n.load(std::memory_order_relaxed);
-  l->at[n] = {pd, pd->wait_no.load(std::memory_order_relaxed), pd->tag.load(std::memory_order_relaxed),
-              sched.coarse_ns.load(std::memory_order_relaxed)};
+  l->at[n] = {pd, no, tag, sched.coarse_ns.load(std::memory_order_relaxed)};
   l->n.store(n + 1, std::memory_order_relaxed);
 }
 

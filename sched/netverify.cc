@@ -65,6 +65,11 @@ uint32_t waiting_dirs(const PollDesc* pd) {
          (pd->head[kPollOut] != nullptr ? 1u << kPollOut : 0);
 }
 
+uint32_t waits(const PollDesc* pd) {  // begun in this life and those before
+  return pd->wait_no[kPollIn].load(std::memory_order_relaxed) +
+         pd->wait_no[kPollOut].load(std::memory_order_relaxed);
+}
+
 bool quiet_since(const PollDesc* pd) {
   bool quiet = true;
   for (uint32_t d = 0; d < 2; d++)
@@ -75,12 +80,11 @@ bool quiet_since(const PollDesc* pd) {
 
 // The wait that was met last time is still going on, and nothing has come for it.
 bool same_wait(const PollDesc* pd) {
-  return pd->seen_wait_no == pd->wait_no.load(std::memory_order_relaxed) &&
-         (pd->verify_step == kDone || quiet_since(pd));
+  return pd->seen_waits == waits(pd) && (pd->verify_step == kDone || quiet_since(pd));
 }
 
 void meet(PollDesc* pd) {
-  pd->seen_wait_no = pd->wait_no.load(std::memory_order_relaxed);
+  pd->seen_waits = waits(pd);
   for (uint32_t d = 0; d < 2; d++) pd->seen_seq[d] = pd->seq[d].load(std::memory_order_relaxed);
   pd->verify_step = kMet;
 }
@@ -132,7 +136,8 @@ void look(Looks& l, uint64_t now) {
 // Under pd's lock: its edge was lost; or, if the wait began without a try, there was none to come,
 // and nobody has settled it yet.
 void repair(PollDesc* pd, uint32_t ready, GList& out) {
-  bool untried = pd->untried_no.load(std::memory_order_relaxed) == pd->seen_wait_no;
+  bool untried = ready == 1u << kPollIn &&
+                 pd->untried_no == pd->wait_no[kPollIn].load(std::memory_order_relaxed);
   if (netpoll_rearm(pd) != -ENOENT && !untried) n_repaired.fetch_add(1, std::memory_order_relaxed);
   register_again(pd);
   polldesc_fire(pd, ready, true, out);

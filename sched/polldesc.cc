@@ -244,6 +244,7 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
   }
   int err = 0;
   bool again = false;
+  uint32_t no = 0;
   PollDesc* pd = lock_turn(t);
   if (pd == nullptr) {
     t.woken = false;
@@ -258,12 +259,14 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
     if (!again) {
       w.pd = pd;
       w.token = park_begin(g, why, pd, true);
-      add1(pd->wait_no, 1);
+      add1(pd->wait_no[t.dir], 1);
       link_tail(pd, &w);
+      no = pd->wait_no[t.dir].load(std::memory_order_relaxed);
+      if (untried) pd->untried_no = no;
     }
   }
   pd->lock.unlock();
-  if (untried && err == 0 && !again) netpoll_note_untried(g->m->p, pd);
+  if (untried && err == 0 && !again) netpoll_note_untried(g->m->p, pd, t.tag, no);
   if (err == 0 && !again) err = finish_wait(t, w, park_until(g, w.token, deadline_ns));
   engine_exit(g);
   return err;
@@ -328,8 +331,7 @@ int poll_watch_wait(PollWatch* w, uint32_t n, uint64_t deadline_ns, Wait why) {
     if (err == 0) {
       again = pd->seq[w[i].dir].load(std::memory_order_relaxed) != w[i].seq;
       if (!again) {
-        pd->wait_no.store(pd->wait_no.load(std::memory_order_relaxed) + 1,
-                          std::memory_order_relaxed);
+        add1(pd->wait_no[w[i].dir], 1);
         link_tail(pd, &w[i]);
       }
     }

@@ -70,8 +70,8 @@ struct alignas(kCacheLine) PollDesc {
   // --- guarded by lock
   uint32_t armed = 0;                       // 1 << dir for each direction epoll reports
   PollWaiter* head[2] = {};                 // FIFO; head->prev is the tail
-  std::atomic<uint32_t> wait_no{0};         // counts waits, for verification
-  std::atomic<uint32_t> untried_no{0};      // the last that began without a try (netsettle.cc)
+  std::atomic<uint32_t> wait_no[2]{};       // counts waits, for netsettle.cc and netverify.cc
+  uint32_t untried_no = 0;                  // the last to read that began without a try
   std::atomic<uint32_t> in_flight[2]{};     // takers woken and not yet back with their try
   // --- of a duplicate that keeps a closed file for its waiters
   uint32_t orphans = 0;                     // takers that still need it
@@ -79,7 +79,7 @@ struct alignas(kCacheLine) PollDesc {
   uint32_t was_tag = 0;
   PollDesc* orphan_next = nullptr;          // list of such, under orphan lock
   // --- verification, sysmon only
-  uint32_t seen_wait_no = 0;
+  uint32_t seen_waits = 0;
   uint32_t seen_seq[2] = {};
   uint8_t verify_step = 0;
   // --- the I/O layer's notes on this life of the number (preload/io_fd.h); 0 at its start

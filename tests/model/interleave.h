@@ -335,6 +335,13 @@ inline void go(const char* name, std::function<void()> body) {
   t.sp = sp;
 }
 
+// What models share: `mutant` is 0 or the step that is left out.
+struct Model {
+  explicit Model(int m) : mutant(m) {}
+  int mutant;
+  void finish() {}
+};
+
 struct Result {
   bool holds = true;
   std::string failure;
