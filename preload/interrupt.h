@@ -21,19 +21,20 @@ inline void check_cancel(const Thread* t) {
 // scheduler does not run the kernel has decided.
 class Interrupt {
  public:
-  explicit Interrupt(Thread* t) : t_(t) {
+  explicit Interrupt(Thread* t) : t_(t), native_(this_g() == nullptr) {
     if (WEFT_UNLIKELY(t == nullptr)) return;
     handled_ = t->sig_handled;
     t->sig_no_restart = false;
   }
   // A handler has run that ends the wait: any, or (untimed waits) one without SA_RESTART.
   bool ends_wait(bool timed) const {
-    if (this_g() == nullptr) return true;
+    if (native_) return true;
     return timed ? t_->sig_handled != handled_ : t_->sig_no_restart;
   }
 
  private:
   Thread* t_;
+  const bool native_;  // as it began: being wired ends no wait
   uint64_t handled_ = 0;
 };
 

@@ -71,6 +71,10 @@ void call_handler(int sig, siginfo_t* info, void* uc, const Action& a) {
 void run_in_place(int sig, siginfo_t* info, ucontext_t* uc) {
   Action a = action_of(sig);
   if (!is_handler(a.handler)) return;
+  if (Thread* t = this_thread()) {  // wired, perhaps since its wait began
+    t->sig_handled++;
+    if ((a.flags & SA_RESTART) == 0) t->sig_no_restart = true;
+  }
   kernel_mask(mask_during(mask_in(uc), sig, a));
   call_handler(sig, info, uc, a);
 }

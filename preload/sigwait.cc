@@ -178,6 +178,18 @@ WEFT_EXPORT int sigwait(const sigset_t* set, int* sig) {
   return 0;
 }
 
+namespace {
+
+// The caller has been wired since: no handler may come between the look and the sleep.
+void suspend_wired(const Thread* t, const sigset_t* set, uint64_t handlers) {
+  uint64_t all = kAllSignals, mask;
+  sys_sigprocmask(SIG_SETMASK, &all, &mask);
+  if (t->sig_handled == handlers) real().sigsuspend(set);
+  sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+}
+
+}  // namespace
+
 // The mask stands until a handler has run; its return restores ours.
 WEFT_EXPORT int sigsuspend(const sigset_t* set) {
   G* g = this_g();
@@ -190,7 +202,8 @@ WEFT_EXPORT int sigsuspend(const sigset_t* set) {
   mask_swap(g, bits_of(set));
   while (t->sig_handled == handlers && !cancel_pending()) {
     engine_enter(g);  // from here on a handler shows as attention, which ends the park
-    if (t->sig_handled == handlers) park_sleep(g, kNever, Wait::kSignal, true);
+    if (g->wired) suspend_wired(t, set, handlers);
+    else if (t->sig_handled == handlers) park_sleep(g, kNever, Wait::kSignal, true);
     engine_exit(g);
   }
   t->mask_saved = false;

@@ -23,7 +23,7 @@ Reason sleep_until(uint64_t deadline) {
     SignalMark mark = signal_mark();
     Reason r = Reason::kTimeout;
     engine_enter(g);
-    if (deadline > host_now_ns()) r = park_sleep(g, deadline, Wait::kSleep, true);
+    if (deadline > host_now_ns() || g->wired) r = park_sleep(g, deadline, Wait::kSleep, true);
     else yield(false);
     engine_exit(g);
     if (r == Reason::kTimeout || !io_wait_after_interrupt(mark)) return r;

@@ -246,7 +246,8 @@ uint8_t own_priority() {
 bool wants_stop(const Waiter* w) { return w->stop != nullptr && w->stop(); }
 
 // A kGoOn waiter was interrupted. Runs the handlers while w keeps its place in the queue.
-// kWaiting: w->token is that of a new park. kWoken: a wake came. kInterrupted: to stop.
+// kWaiting: w->token is that of a new park. kWoken: a wake came. kInterrupted: to stop. kNone: g has
+// been wired, and w is a foreign waiter.
 Reason stay_for_handlers(G* g, Waiter* w) {
   Bucket* b = &lock_bucket_of(w);
   if (w->g != nullptr && !wants_stop(w)) {
@@ -262,6 +263,8 @@ Reason stay_for_handlers(G* g, Waiter* w) {
   } else if (wants_stop(w)) {
     if (w->linked) unlink(*b, w);
     r = Reason::kInterrupted;
+  } else if (g->wired) {
+    r = Reason::kNone;
   } else {
     w->g = g;
     w->token = park_begin(g, static_cast<Wait>(w->tag >> 24), w->addr, true);
@@ -309,6 +312,10 @@ int gfutex_sleep(Waiter* w, uint64_t deadline_ns) {
     r = park_until(g, w->token, deadline_ns);
     if (r == Reason::kInterrupted && w->on_signal == OnSignal::kGoOn) r = stay_for_handlers(g, w);
   } while (r == Reason::kWaiting);
+  if (r == Reason::kNone) {
+    engine_exit(g);
+    return sleep_foreign(w, deadline_ns);
+  }
   if (r != Reason::kWoken) {
     Bucket& b = lock_bucket_of(w);
     if (w->linked) unlink(b, w);

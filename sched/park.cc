@@ -83,6 +83,10 @@ bool park_break(G* g) {
 }
 
 Reason park_sleep(G* g, uint64_t deadline_ns, Wait why, bool interruptible) {
+  if (WEFT_UNLIKELY(g->wired)) {  // since its call began: it sleeps as its kernel thread
+    std::atomic<uint32_t> never{0};
+    return sys_futex_wait(&never, 0, deadline_ns) == -ETIMEDOUT ? Reason::kTimeout : Reason::kInterrupted;
+  }
   uint64_t token = park_begin(g, why, nullptr, interruptible);
   return park_until(g, token, deadline_ns);
 }

@@ -253,7 +253,8 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
   }
   if (t.woken) add1(pd->in_flight[t.dir], ~0u);  // woken before, and found nothing
   t.woken = false;
-  if ((pd->armed & 1u << t.dir) == 0) err = netpoll_arm(pd, 1u << t.dir);
+  if (WEFT_UNLIKELY(g->wired)) err = -EPERM;  // since its call began: the kernel is to do it
+  else if ((pd->armed & 1u << t.dir) == 0) err = netpoll_arm(pd, 1u << t.dir);
   if (err == 0) {
     again = pd->seq[t.dir].load(std::memory_order_relaxed) != t.seq;
     if (!again) {
@@ -315,6 +316,7 @@ void unwatch(PollWatch* w, uint32_t n) {
 
 int poll_watch_wait(PollWatch* w, uint32_t n, uint64_t deadline_ns, Wait why) {
   G* g = t_g;
+  if (WEFT_UNLIKELY(g->wired)) return -EPERM;
   engine_enter(g);
   uint64_t token = park_begin(g, why, n == 1 ? w[0].pd : nullptr, true);
   int err = 0;

@@ -124,7 +124,8 @@ inline void poll_turn_begin(PollTurn& t, PollDesc* pd, PollDir dir) {
 inline void poll_turn_sample(PollTurn& t) {
   t.seq = t.pd->seq[t.dir].load(std::memory_order_acquire);
 }
-// Step 3 and 4. 0: try again. -ETIMEDOUT, -EINTR; -EPERM: epoll does not take this file;
+// Step 3 and 4. 0: try again. -ETIMEDOUT, -EINTR; -EPERM: epoll does not take this file, or the G was
+// wired since its call began: it must not park, the call is the kernel's;
 // -EBADF: the number was closed since the turn began; other -errno from epoll_ctl.
 // `untried`: step 2 was left out; the wait is settled later (netsettle.cc).
 int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried = false);

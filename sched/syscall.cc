@@ -117,9 +117,9 @@ bool give_p_up(G* g) {
 }  // namespace
 
 void enter_syscall_block(G* g) {
-  // exit_syscall attends. What is not to be settled that way, or comes later, finds us outside
-  // the engine and interrupts the call.
-  for (int tries = 0; tries < 2; tries++) {
+  // exit_syscall attends (and may wire g). What is not to be settled that way, or comes later, finds
+  // us outside the engine and interrupts the call.
+  for (int tries = 0; tries < 2 && !g->wired; tries++) {
     if (give_p_up(g)) return;
     exit_syscall(g);
   }
