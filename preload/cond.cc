@@ -18,6 +18,7 @@
 #include "preload/cancel.h"
 #include "preload/interrupt.h"
 #include "preload/mutex.h"
+#include "sched/gfutex_line.h"
 
 namespace weft {
 namespace {
@@ -29,10 +30,9 @@ std::atomic<uint32_t>* count_of(pthread_cond_t* c) {
 }
 uint32_t flags_of(const pthread_cond_t* c) { return c->__data.__wrefs; }
 
-bool count_me(void* count) {  // written under the queue's lock only
-  auto& n = *static_cast<std::atomic<uint32_t>*>(count);
-  n.store(n.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-  return true;
+void count_me(pthread_cond_t* c) {  // written under the queue's lock only
+  std::atomic<uint32_t>* n = count_of(c);
+  n->store(n->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 // An asynchronous cancel must not unwind a queued waiter: deferred during the wait.
@@ -68,7 +68,10 @@ int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
   w.stop = cancel_pending;
   w.arg = ours ? m : nullptr;
   w.counter = shared ? nullptr : count_of(c);
-  gfutex_enqueue(&w, c, Wait::kCond, true, shared ? nullptr : count_me, count_of(c));
+  gfutex_table::enqueue(&w, c, Wait::kCond, true, [&] {
+    if (WEFT_LIKELY(!shared)) count_me(c);
+    return true;
+  });
   int err = 0;
   // A recursive mutex held more than once stays held, as natively.
   bool nested = ours && (m->kind & kKindMask) == PTHREAD_MUTEX_RECURSIVE && m->count > 1;
@@ -76,7 +79,7 @@ int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
   else if (ours) mutex_release_for_wait(m);
   else err = real().pthread_mutex_unlock(pm);
   if (WEFT_UNLIKELY(err != 0)) deadline_ns = 1;  // leave the queue again
-  int r = gfutex_sleep(&w, deadline_ns);
+  int r = gfutex_table::sleep(&w, deadline_ns);
   if (nested) m->count++;
   else if (ours) mutex_retake(m, &w);
   else if (err == 0) err = retake_real(pm);
@@ -90,12 +93,16 @@ bool is_real(const pthread_cond_t* c, pthread_mutex_t* m) {
   return WEFT_UNLIKELY((flags_of(c) & kShared) != 0) && !mutex_is_ours(mutex_of(m));
 }
 
-bool chain_or_ready(Waiter* w, bool, void*) {
+WEFT_INLINE bool chain_or_ready(Waiter* w) {
   if (w == nullptr || w->g == nullptr || w->arg == nullptr) return true;
   auto* m = static_cast<Mutex*>(w->arg);
   if (!mutex_held_by_me(m)) return true;
   mutex_chain(m, w);
   return false;
+}
+
+bool signal_one(pthread_cond_t* c) {
+  return gfutex_table::wake_one(c, [](Waiter* w, bool) { return chain_or_ready(w); });
 }
 
 struct Taken {
@@ -161,13 +168,12 @@ WEFT_EXPORT int pthread_cond_clockwait(pthread_cond_t* c, pthread_mutex_t* m, cl
 
 WEFT_EXPORT int pthread_cond_signal(pthread_cond_t* c) {
   if (WEFT_UNLIKELY((flags_of(c) & kShared) != 0)) {
-    if (gfutex_wake_one(c, chain_or_ready, nullptr)) return 0;
+    if (signal_one(c)) return 0;
     return real().pthread_cond_signal(c);
   }
   // Relaxed: who must be woken was counted before it released the mutex that the caller
   // has held since.
-  if (count_of(c)->load(std::memory_order_relaxed) != 0)
-    gfutex_wake_one(c, chain_or_ready, nullptr);
+  if (count_of(c)->load(std::memory_order_relaxed) != 0) signal_one(c);
   return 0;
 }
 

@@ -11,6 +11,7 @@
 // (gfutex.h), and before that is one CAS.
 #include "preload/api.h"
 #include "preload/interrupt.h"
+#include "sched/gfutex_line.h"
 
 namespace weft {
 namespace {
@@ -35,8 +36,7 @@ bool take(Sem* s) {
   return false;
 }
 
-bool wait_if_none(void* arg) {
-  auto* s = static_cast<Sem*>(arg);
+WEFT_INLINE bool wait_if_none(Sem* s) {
   uint64_t w = s->word.load(std::memory_order_relaxed);
   while (static_cast<uint32_t>(w) == 0)
     if (s->word.compare_exchange_weak(w, w + kOneWaiter, std::memory_order_acq_rel,
@@ -52,8 +52,8 @@ WEFT_INLINE int wait(Sem* s, Thread* t, uint64_t deadline_ns) {
   for (;;) {
     Waiter w;
     w.counter = reinterpret_cast<std::atomic<uint32_t>*>(&s->word) + 1;
-    if (gfutex_enqueue(&w, s, Wait::kSem, true, wait_if_none, s)) {
-      int r = gfutex_sleep(&w, deadline_ns);
+    if (gfutex_table::enqueue(&w, s, Wait::kSem, true, [&] { return wait_if_none(s); })) {
+      int r = gfutex_table::sleep(&w, deadline_ns);
       if (r == 0) return 0;  // given a token
       if (r == -ETIMEDOUT) return take(s) ? 0 : ETIMEDOUT;
       if (r == -EINTR) {
@@ -65,23 +65,14 @@ WEFT_INLINE int wait(Sem* s, Thread* t, uint64_t deadline_ns) {
   }
 }
 
-struct Post {
-  Sem* sem;
-  int err = 0;
-};
-
-// With a waiter the token is its own (unlink has taken it out of the count). Without, those
-// that the word counts have given up just now.
-bool give(Waiter* w, bool, void* arg) {
-  if (w != nullptr) return true;
-  auto* p = static_cast<Post*>(arg);
-  uint64_t v = p->sem->word.load(std::memory_order_relaxed);
+// One more, without a waiter: those that the word counts have given up just now.
+WEFT_COLD int add_one(Sem* s) {
+  uint64_t v = s->word.load(std::memory_order_relaxed);
   do {
-    if (static_cast<uint32_t>(v) == SEM_VALUE_MAX) p->err = EOVERFLOW;
-  } while (p->err == 0 &&
-           !p->sem->word.compare_exchange_weak(v, v + 1, std::memory_order_release,
-                                               std::memory_order_relaxed));
-  return true;
+    if (static_cast<uint32_t>(v) == SEM_VALUE_MAX) return EOVERFLOW;
+  } while (!s->word.compare_exchange_weak(v, v + 1, std::memory_order_release,
+                                          std::memory_order_relaxed));
+  return 0;
 }
 
 int answer(int err) {
@@ -114,9 +105,13 @@ WEFT_EXPORT int sem_post(sem_t* ps) {
                                       std::memory_order_relaxed))
       return 0;
   }
-  Post p{s};
-  gfutex_wake_one(s, give, &p);
-  return answer(p.err);
+  int err = 0;
+  // With a waiter the token is its own (unlink has taken it out of the count).
+  gfutex_table::wake_one(s, [&](Waiter* first, bool) {
+    if (WEFT_UNLIKELY(first == nullptr)) err = add_one(s);
+    return true;
+  });
+  return answer(err);
 }
 
 WEFT_EXPORT int sem_trywait(sem_t* ps) {

@@ -25,6 +25,7 @@
 #include "preload/tls_modules.h"
 #include "preload/wire.h"
 #include "sched/cpuclock.h"
+#include "sched/gfutex_line.h"
 #include "sched/spinwait.h"
 #include "sched/stack.h"
 
@@ -241,7 +242,8 @@ void thread_finish(Thread* t) {
   // From this CAS on a joiner may free the slot; it waits for on_cpu before reuse. Who joins
   // has set `joining` before it looks at `join` (both sides seq_cst): no joiner, no wake-up.
   if (t->join.compare_exchange_strong(was, kEnded, std::memory_order_seq_cst)) {
-    if (t->joining.load(std::memory_order_seq_cst) != 0) gfutex_wake_one(&t->join, nullptr, nullptr);
+    if (t->joining.load(std::memory_order_seq_cst) != 0)
+      gfutex_table::wake_one(&t->join, [](Waiter*, bool) { return true; });
   } else if (slot) {
     g_free(g);
   }
@@ -296,7 +298,11 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
   if (self != nullptr) self->joins.store(t, std::memory_order_release);
   int err = 0;
   while (t->join.load(std::memory_order_acquire) == kJoinable && err != ETIMEDOUT) {
-    int r = gfutex_wait(&t->join, kJoinable, deadline_ns, Wait::kJoin, true);
+    Waiter w;
+    bool waits = gfutex_table::enqueue(&w, &t->join, Wait::kJoin, true, [&] {
+      return t->join.load(std::memory_order_seq_cst) == kJoinable;
+    });
+    int r = waits ? gfutex_table::sleep(&w, deadline_ns) : 0;
     if (r == -ETIMEDOUT && t->join.load(std::memory_order_acquire) == kJoinable) err = ETIMEDOUT;
     if (r == -EINTR && t->alive.load(std::memory_order_acquire) && cancel_pending()) {
       if (self != nullptr) self->joins.store(nullptr, std::memory_order_relaxed);

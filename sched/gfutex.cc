@@ -1,10 +1,5 @@
 // gfutex.cc - the table behind gfutex.h.
-//
-// Bucket locks: held for tens of nanoseconds, taken and released several times in each
-// park and wake-up, so the release must be a plain store. Hence a spin lock of its own
-// instead of lock.h's: a waiter that sees the holder's M lose its core yields to it, then
-// naps. Ordering: the exchange that takes it pairs with the release store that frees it.
-#include "sched/gfutex.h"
+#include "sched/gfutex_line.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -13,136 +8,66 @@
 #include "sched/syscall.h"
 
 namespace weft {
-namespace {
 
-constexpr uint32_t kBuckets = 16384;  // 1 MiB of address space; touched as used
+namespace gfutex_table {
 
-class BucketLock {
- public:
-  void lock() {
-    if (WEFT_LIKELY(word_.exchange(1, std::memory_order_acquire) == 0)) return;
-    lock_slow();
+alignas(kPageBytes) Bucket buckets[1u << kBucketBits];
+
+WEFT_COLD void BucketLock::lock_slow() {
+  for (int i = 0;; i++) {
+    if (word_.load(std::memory_order_relaxed) == 0 &&
+        word_.exchange(1, std::memory_order_acquire) == 0)
+      return;
+    if (i < 200) cpu_relax();
+    else if (i < 300) sys_sched_yield();
+    else sys_sleep_ns(50'000);
   }
-  void unlock() { word_.store(0, std::memory_order_release); }
-  bool held() const { return word_.load(std::memory_order_relaxed) != 0; }
-
- private:
-  void lock_slow() {
-    for (int i = 0;; i++) {
-      if (word_.load(std::memory_order_relaxed) == 0 &&
-          word_.exchange(1, std::memory_order_acquire) == 0)
-        return;
-      if (i < 200) cpu_relax();
-      else if (i < 300) sys_sched_yield();
-      else sys_sleep_ns(50'000);
-    }
-  }
-  std::atomic<uint32_t> word_{0};
-};
-
-struct alignas(kCacheLine) Bucket {
-  BucketLock lock;
-  Waiter* head = nullptr;
-  Waiter* tail = nullptr;
-};
-alignas(kPageBytes) Bucket buckets[kBuckets];
-bool empty_in_children = false;  // the kernel sees to it
-
-Bucket& bucket_of(const void* addr) {
-  uint64_t h = (reinterpret_cast<uint64_t>(addr) >> 2) * 0x9e3779b97f4a7c15u;
-  return buckets[h >> 50];
-}
-static_assert(kBuckets == 1u << (64 - 50));
-
-WEFT_INLINE void link_before(Bucket& b, Waiter* w, Waiter* next) {  // null: last
-  w->next = next;
-  w->prev = next != nullptr ? next->prev : b.tail;
-  if (w->prev != nullptr) w->prev->next = w; else b.head = w;
-  if (next != nullptr) next->prev = w; else b.tail = w;
-  w->linked = true;
 }
 
-WEFT_INLINE void link_tail(Bucket& b, Waiter* w) {
+void link_ranked(Bucket& b, Waiter* w, bool front) {
   Waiter* next = nullptr;
-  if (WEFT_UNLIKELY(w->priority != 0))
+  if (front)
+    for (next = b.head; next != nullptr && next->priority > w->priority;) next = next->next;
+  else if (w->priority != 0)
     for (next = b.head; next != nullptr && next->priority >= w->priority;) next = next->next;
   link_before(b, w, next);
 }
 
-void link_head(Bucket& b, Waiter* w) {
-  Waiter* next = b.head;
-  while (next != nullptr && next->priority > w->priority) next = next->next;
-  link_before(b, w, next);
-}
-
-inline void drop_count(Waiter* w) {
-  if (w->counter == nullptr) return;
-  std::atomic<uint32_t>& c = *w->counter;
-  w->counter = nullptr;
-  c.store(c.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
-}
-
-inline void unlink(Bucket& b, Waiter* w) {
-  if (w->prev != nullptr) w->prev->next = w->next; else b.head = w->next;
-  if (w->next != nullptr) w->next->prev = w->prev; else b.tail = w->prev;
-  w->linked = false;
-  drop_count(w);
-}
-
-Waiter* next_of(Waiter* w, const void* addr) {
-  while (w != nullptr && w->addr != addr) w = w->next;
-  return w;
-}
-
-// Claims a linked waiter and unlinks it; false if it gave up first: it unlinks itself, but
-// what it counts in may go away now, so it is taken out of that.
-WEFT_INLINE bool take(Bucket& b, Waiter* w) {
-  if (!w->claimed) {
+WEFT_COLD bool claim_other(Waiter* w) {
+  if (w->g == nullptr) {
     uint32_t waiting = 0;
-    if (w->g == nullptr) {
-      if (!w->word.compare_exchange_strong(waiting, 1, std::memory_order_acq_rel)) {
-        drop_count(w);
-        return false;
-      }
-    } else if (!park_claim(w->g, w->token, Reason::kWoken)) {
-      uint64_t p = w->g->park.load(std::memory_order_relaxed);
-      bool interrupted = (p & 7) == static_cast<uint64_t>(Reason::kInterrupted);
-      if (!interrupted || w->on_signal != OnSignal::kGoOn) {
-        drop_count(w);
-        return false;
-      }
-      // Its G runs already, on its way to this lock (stay_for_handlers): this wake is its.
-      w->g = nullptr;
-      w->word.store(1, std::memory_order_relaxed);
-    }
+    return w->word.compare_exchange_strong(waiting, 1, std::memory_order_acq_rel);
   }
-  unlink(b, w);
+  uint64_t p = w->g->park.load(std::memory_order_relaxed);
+  bool interrupted = (p & 7) == static_cast<uint64_t>(Reason::kInterrupted);
+  if (!interrupted || w->on_signal != OnSignal::kGoOn) return false;
+  // Its G runs already, on its way to this lock (stay_for_handlers): this wake is its.
+  w->g = nullptr;
+  w->word.store(1, std::memory_order_relaxed);
   return true;
 }
 
-// The engine's door around a body that does not park; other threads keep their signal
-// handlers out instead.
-class Door {
- public:
-  Door() : g_(this_g()) {
-    if (WEFT_LIKELY(g_ != nullptr)) {
-      engine_enter(g_);
-    } else {
-      uint64_t all = ~uint64_t{0};
-      sys_sigprocmask(SIG_BLOCK, &all, &mask_);
-    }
-  }
-  ~Door() {
-    if (WEFT_LIKELY(g_ != nullptr)) engine_exit(g_);
-    else sys_sigprocmask(SIG_SETMASK, &mask_, nullptr);
-  }
-  Door(const Door&) = delete;
-  Door& operator=(const Door&) = delete;
+WEFT_COLD uint64_t keep_handlers_out() {
+  uint64_t all = ~uint64_t{0}, mask = 0;
+  sys_sigprocmask(SIG_BLOCK, &all, &mask);
+  return mask;
+}
 
- private:
-  G* g_;
-  uint64_t mask_;  // set where g_ is null
-};
+WEFT_COLD void let_handlers_in(uint64_t mask) { sys_sigprocmask(SIG_SETMASK, &mask, nullptr); }
+
+WEFT_COLD uint8_t own_priority() {
+  int priority = 0;
+  sys_call(SYS_sched_getparam, 0, sys_arg(&priority));
+  return static_cast<uint8_t>(priority);
+}
+
+}  // namespace gfutex_table
+
+using namespace gfutex_table;
+
+namespace {
+
+bool empty_in_children = false;  // the kernel sees to it
 
 class HoldBucket {
  public:
@@ -190,10 +115,6 @@ Bucket& lock_bucket_of(Waiter* w) {
   }
 }
 
-// Wakes a taken waiter that is no G (any more). Under the bucket lock: once its word is 1
-// its frame lives only as long as we hold the bucket.
-void wake_foreign(Waiter* w) { sys_futex_wake(&w->word, 1); }
-
 // Claimed Gs to be readied after the unlock; foreign ones are woken at once.
 struct WakeList {
   Waiter* head = nullptr;
@@ -215,32 +136,6 @@ void ready_all(Waiter* w) {
     ready(w->g);
     w = next;
   }
-}
-
-int sleep_foreign(Waiter* w, uint64_t deadline_ns) {
-  int err = 0;
-  while (w->word.load(std::memory_order_acquire) == 0) {
-    long r = sys_futex_wait(&w->word, 0, deadline_ns);
-    if (r == -ETIMEDOUT) err = -ETIMEDOUT;
-    else if (r == -EINTR && w->on_signal == OnSignal::kEintr) err = -EINTR;
-    else if (r == -EINTR && w->stop != nullptr && w->stop()) err = -EINTR;
-    else continue;
-    uint32_t waiting = 0;
-    if (w->word.compare_exchange_strong(waiting, 2, std::memory_order_acq_rel)) break;
-    err = 0;
-  }
-  Door in;
-  Bucket& b = lock_bucket_of(w);  // also: the waker is done with w
-  if (w->linked) unlink(b, w);
-  b.lock.unlock();
-  return err;
-}
-
-// The calling kernel thread's, 0 unless it is a real-time one.
-uint8_t own_priority() {
-  int priority = 0;
-  sys_call(SYS_sched_getparam, 0, sys_arg(&priority));
-  return static_cast<uint8_t>(priority);
 }
 
 bool wants_stop(const Waiter* w) { return w->stop != nullptr && w->stop(); }
@@ -275,43 +170,31 @@ Reason stay_for_handlers(G* g, Waiter* w) {
 
 }  // namespace
 
-bool gfutex_enqueue(Waiter* w, const void* addr, Wait why, bool interruptible,
-                    bool (*still)(void*), void* arg) {
-  G* g = this_g();
-  uint64_t mask = 0;
-  if (WEFT_LIKELY(g != nullptr)) {
-    engine_enter(g);
-  } else {
-    uint64_t all = ~uint64_t{0};
-    sys_sigprocmask(SIG_BLOCK, &all, &mask);
+int gfutex_table::sleep_foreign(Waiter* w, uint64_t deadline_ns) {
+  int err = 0;
+  while (w->word.load(std::memory_order_acquire) == 0) {
+    long r = sys_futex_wait(&w->word, 0, deadline_ns);
+    if (r == -ETIMEDOUT) err = -ETIMEDOUT;
+    else if (r == -EINTR && w->on_signal == OnSignal::kEintr) err = -EINTR;
+    else if (r == -EINTR && w->stop != nullptr && w->stop()) err = -EINTR;
+    else continue;
+    uint32_t waiting = 0;
+    if (w->word.compare_exchange_strong(waiting, 2, std::memory_order_acq_rel)) break;
+    err = 0;
   }
-  w->g = g;
-  w->priority = g != nullptr ? 0 : own_priority();
-  w->addr = addr;
-  w->tag = (w->tag & 0xffffff) | static_cast<uint32_t>(why) << 24;
-  if (interruptible && w->on_signal == OnSignal::kDefer) w->on_signal = OnSignal::kEintr;
-  Bucket& b = bucket_of(addr);
-  b.lock.lock();
-  bool wait = still == nullptr || still(arg);
-  if (wait) {
-    if (g != nullptr)
-      w->token = park_begin(g, why, addr, w->on_signal != OnSignal::kDefer);
-    if (w->front) link_head(b, w); else link_tail(b, w);
-  }
+  Door in;
+  Bucket& b = lock_bucket_of(w);  // also: the waker is done with w
+  if (w->linked) unlink(b, w);
   b.lock.unlock();
-  if (g == nullptr) sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
-  else if (!wait) engine_exit(g);
-  return wait;
+  return err;
 }
 
-int gfutex_sleep(Waiter* w, uint64_t deadline_ns) {
-  G* g = w->g;
-  if (g == nullptr) return sleep_foreign(w, deadline_ns);
-  Reason r;
-  do {
-    r = park_until(g, w->token, deadline_ns);
+WEFT_COLD int gfutex_table::not_woken(G* g, Waiter* w, Reason r, uint64_t deadline_ns) {
+  for (;;) {
     if (r == Reason::kInterrupted && w->on_signal == OnSignal::kGoOn) r = stay_for_handlers(g, w);
-  } while (r == Reason::kWaiting);
+    if (r != Reason::kWaiting) break;
+    r = park_until(g, w->token, deadline_ns);
+  }
   if (r == Reason::kNone) {
     engine_exit(g);
     return sleep_foreign(w, deadline_ns);
@@ -323,6 +206,17 @@ int gfutex_sleep(Waiter* w, uint64_t deadline_ns) {
   }
   engine_exit(g);
   return r == Reason::kWoken ? 0 : r == Reason::kTimeout ? -ETIMEDOUT : -EINTR;
+}
+
+bool gfutex_enqueue(Waiter* w, const void* addr, Wait why, bool interruptible,
+                    bool (*still)(void*), void* arg) {
+  return enqueue(w, addr, why, interruptible, [&] { return still == nullptr || still(arg); });
+}
+
+int gfutex_sleep(Waiter* w, uint64_t deadline_ns) { return gfutex_table::sleep(w, deadline_ns); }
+
+bool gfutex_wake_one(const void* addr, bool (*decide)(Waiter*, bool, void*), void* arg) {
+  return wake_one(addr, [&](Waiter* w, bool more) { return decide == nullptr || decide(w, more, arg); });
 }
 
 namespace {
@@ -386,7 +280,7 @@ int gfutex_requeue(const void* from, uint32_t n_wake, const void* to, uint32_t n
         if (from != to) {
           unlink(bf, w);
           set_addr(w, to);
-          link_tail(bt, w);
+          link_ranked(bt, w, false);
         }
         res.requeued++;
       } else {
@@ -398,25 +292,6 @@ int gfutex_requeue(const void* from, uint32_t n_wake, const void* to, uint32_t n
   ready_all(list.head);
   if (out != nullptr) *out = res;
   return 0;
-}
-
-bool gfutex_wake_one(const void* addr, bool (*decide)(Waiter*, bool, void*), void* arg) {
-  Door in;
-  Bucket& b = bucket_of(addr);
-  b.lock.lock();
-  Waiter* w = next_of(b.head, addr);
-  Waiter* next = nullptr;
-  for (; w != nullptr; w = next) {
-    next = w->next;
-    if (take(b, w)) break;
-    next = next_of(next, addr);
-  }
-  bool go = decide == nullptr || decide(w, w != nullptr && next_of(next, addr) != nullptr, arg);
-  G* g = w == nullptr ? nullptr : w->g;
-  if (w != nullptr && g == nullptr) wake_foreign(w);
-  b.lock.unlock();
-  if (g != nullptr && go) ready(g);
-  return w != nullptr;
 }
 
 void gfutex_ready(Waiter* w) {
@@ -437,7 +312,7 @@ void gfutex_queue_claimed(const void* addr, Waiter* list) {
     w->addr = addr;
     w->claimed = true;
     w->since_tsc = now;
-    link_tail(b, w);
+    link_ranked(b, w, false);
   }
 }
 
@@ -448,7 +323,7 @@ Waiter* WaitQueue::next(const Waiter* w) const { return next_of(w->next, addr_);
 bool WaitQueue::wake(Waiter* w) { return take(w, &wakes_.tail); }
 
 bool WaitQueue::take(Waiter* w, Waiter*** kept_tail) {
-  if (!weft::take(*static_cast<Bucket*>(bucket_), w)) return false;
+  if (!gfutex_table::take(*static_cast<Bucket*>(bucket_), w)) return false;
   if (w->g == nullptr) {
     wake_foreign(w);
     return true;
