@@ -120,12 +120,11 @@ void take_events(P* p) {
   bool more = false;  // where another M sleeps in the netpoller nothing stays there
   if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
     more = true;
+    // Those in the global queue came before what is in the kernel.
+    if (p->runq.size() < kMaintain)
+      if (G* older = globq_get(p, kMaintain)) runq_put_tail(p, older);
     if (p->runq.size() < kMaintain) {
       note_look();
-      // Those in the global queue came before what is in the kernel.
-      if (G* older = globq_get(p, kMaintain)) runq_put_tail(p, older);
-    }
-    if (p->runq.size() < kMaintain) {
       GList gs = netpoll(0, &more);
       while (G* e = gs.pop()) ready_event(p, e);
       if (p->runq.size() > 1) wake_for(nullptr, p, true);
