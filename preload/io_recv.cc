@@ -5,6 +5,7 @@
 // MSG_WAITALL) block in the kernel, without the P.
 #include <string.h>
 
+#include "preload/io_peers.h"
 #include "preload/io_rw.h"
 
 namespace weft {
@@ -63,6 +64,7 @@ long g_recvfrom(int fd, void* buf, size_t n, int flags, sockaddr* from, socklen_
   if ((flags & (kNeverWaits & ~MSG_DONTWAIT)) != 0) return whole(fd);
   PollDesc* pd = io_desc(fd);
   if (pd == nullptr || !io_is_socket(io_kind(pd))) return io_kernel([&] { return whole(fd); });
+  io_let_peers_run(fd);
   if ((flags & MSG_DONTWAIT) != 0) {  // mostly followed by poll, which then need not look
     uint32_t seq = pd->seq[kPollIn].load(std::memory_order_acquire);
     long r = whole(fd);
@@ -90,6 +92,7 @@ long g_recvmsg(int fd, struct msghdr* m, int flags) {
   if ((flags & kNeverWaits) != 0) return whole(fd);
   PollDesc* pd = io_desc(fd);
   if (pd == nullptr || !io_is_socket(io_kind(pd))) return io_kernel([&] { return whole(fd); });
+  io_let_peers_run(fd);
   if ((flags & MSG_WAITALL) != 0 && is_stream(pd)) return io_kernel_block([&] { return whole(fd); });
   bool odd = (io_notes(pd) & kNoteOdd) != 0;
   return read_some(

@@ -7,6 +7,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "preload/io_peers.h"
 #include "preload/io_signal.h"
 
 namespace weft {
@@ -64,6 +65,7 @@ int io_block(IoCall& c) {
     if (WEFT_UNLIKELY(io_kind(pd) == kIoTty) && c.turn.dir == kPollIn && tty_wants_caller(pd->fd))
       return kCannotWait;
   }
+  if (c.turn.dir == kPollIn && io_is_socket(io_kind(pd))) io_let_peers_run(pd->fd);
   SignalMark mark = signal_mark();
   int w = poll_turn_wait(c.turn, c.deadline_ns, c.why, c.untried);
   c.untried = false;
