@@ -10,16 +10,19 @@
 // So an M that has run for kCoreTsc without sleeping sleeps for kNapNs in a receive from a socket
 // whose peer is on this machine. Who stands there has the core at once, and the M has it back when
 // its turn comes, with what it is owed. Where nobody stands there that costs up to 70 us (the
-// sleep and the timer slack) of 4 ms. The answers also come to stay on the core where they were
+// sleep and the timer slack) of 16 ms. The answers also come to stay on the core where they were
 // made, and need no interrupt to another one (5 us of 25 a query).
 //
 // Not in a thread that waits on many descriptors at once: natively that would not sleep either.
 //
-// mariadbd and sysbench on the same 2 cores, a scheduling group each, point_select, medians, k/s,
-// and the longest wait of a run: 8 connections 53 to 56, 25 to 44 ms, before 47 to 50, 37 to
-// 476 ms, natively 49 to 50, 12 to 120 ms; 128: 46, 136 to 168 ms, before 41, 382 to 1353 ms,
-// natively 38. Each 2 ms, or only where the thread begins to wait, brought no more. Both Ms kept on
-// a core each, by affinity, brought less (128: 31, before 36).
+// mariadbd and sysbench on the same 2 cores, a scheduling group each, point_select, k/s, and the
+// longest wait of a run: with naps each 4 ms 8 connections 53 to 56, 25 to 44 ms, before 47 to 50,
+// 37 to 476 ms, natively 49 to 50, 12 to 120 ms; 128: 46, 136 to 168 ms, before 41, 382 to 1353 ms,
+// natively 38. Each 16 ms is as good there (three rounds of 8 connections: 47 to 60 k/s, 46 to 77 ms;
+// each 4 ms 46 to 56, 31 to 35 ms), and costs who needs no naps less: the echo server with 100
+// connections and one client 2 to 6 %, each 4 ms 7 to 10 %. Not to nap where the kernel takes the core
+// now and then would be no naps at all: it does so once a query, only never for that one client. Both
+// Ms kept on a core each, by affinity, brought less (128: 31, before 36).
 #pragma once
 
 #include "preload/api.h"
@@ -27,7 +30,7 @@
 
 namespace weft {
 
-constexpr uint64_t kCoreTsc = 10'000'000;  // about 4 ms at 2-3 GHz
+constexpr uint64_t kCoreTsc = 40'000'000;  // about 16 ms at 2-3 GHz
 constexpr long kNapNs = 20'000;
 
 void io_nap(G* g, int fd);

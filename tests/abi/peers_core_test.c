@@ -12,7 +12,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-enum { kRunMs = 400, kLeastSleeps = 20 };  // each 4 ms would be 100; sysmon and the spawner are not asked
+enum { kRunMs = 400, kLeastSleeps = 8 };  // each 16 ms would be 25; sysmon and the spawner are not asked
 
 static long clock_ms(clockid_t c) {
   struct timespec ts;
