@@ -39,24 +39,20 @@ long open_status(int tid) {
   return sys_call(SYS_openat, AT_FDCWD, sys_arg(&path[0]), O_RDONLY | O_CLOEXEC);
 }
 
-bool says_asleep(int fd, long* got) {
+Asleep says(int fd) {
   char buf[8];
-  *got = sys_call(SYS_pread64, fd, sys_arg(&buf[0]), sizeof buf, 0);
-  return *got > 0 && buf[0] >= '0' && buf[0] <= '9';
+  long got = sys_call(SYS_pread64, fd, sys_arg(&buf[0]), sizeof buf, 0);
+  return got <= 0 ? Asleep::kUnknown : buf[0] >= '0' && buf[0] <= '9' ? Asleep::kYes : Asleep::kNo;
 }
 
 }  // namespace
 
-bool asleep_in_kernel(uint32_t m_id, int tid) {
+Asleep asleep_in_kernel(uint32_t m_id, int tid) {
   Slot& s = slots[m_id % kSlots];
-  long got = 0;
-  if (s.tid == tid) {
-    int fd = s.fd.load(std::memory_order_relaxed);
-    bool asleep = fd >= 0 && says_asleep(fd, &got);
-    if (got > 0) return asleep;
-  }
+  if (s.tid == tid)
+    if (Asleep a = says(s.fd.load(std::memory_order_relaxed)); a != Asleep::kUnknown) return a;
   long low = open_status(tid);
-  if (low < 0) return false;
+  if (low < 0) return Asleep::kUnknown;
   asleep_reserve(static_cast<int>(low));
   slots_lock.lock();
   // Under the lock: asleep_make_room knows that the number is not ours afterwards.
@@ -64,9 +60,9 @@ bool asleep_in_kernel(uint32_t m_id, int tid) {
   bool kept = fd >= 0 && sys_call(SYS_dup3, low, fd, O_CLOEXEC) == fd;
   slots_lock.unlock();
   s.tid = kept ? tid : 0;
-  bool asleep = says_asleep(static_cast<int>(low), &got);
+  Asleep a = says(static_cast<int>(low));
   sys_call(SYS_close, low);
-  return asleep;
+  return a;
 }
 
 void asleep_reserve(int some_fd) {

@@ -16,8 +16,10 @@
 
 namespace weft {
 
-// True if kernel thread `tid`, that of M number `m_id`, sleeps in a system call.
-bool asleep_in_kernel(uint32_t m_id, int tid);
+// Whether kernel thread `tid`, that of M number `m_id`, sleeps in a system call. kUnknown: the file
+// could not be opened (the program has used up its descriptors).
+enum class Asleep : uint8_t { kNo, kYes, kUnknown };
+Asleep asleep_in_kernel(uint32_t m_id, int tid);
 // Takes the numbers for the files kept here, unless it is done; any open file will do.
 void asleep_reserve(int some_fd);
 // One of the descriptors kept here.

@@ -109,7 +109,9 @@ bool check_hidden(P* p, M* m, G* g, uint64_t now) {
   // Who waits for a core can have gone to sleep only after it had one.
   if (p->off_core_cpu_ns != cpu || cpu == 0) {
     p->off_core_cpu_ns = 0;
-    if (asleep_in_kernel(m->id, tid)) return take_hidden(p, m, g);
+    Asleep asleep = asleep_in_kernel(m->id, tid);
+    if (asleep == Asleep::kYes) return take_hidden(p, m, g);
+    if (asleep == Asleep::kUnknown) return false;  // it is asked again
     p->off_core_cpu_ns = cpu;
   }
   p->off_core_at_ns = now;
@@ -254,7 +256,7 @@ bool sysmon_thread() { return t_sysmon; }
 bool sysmon_computes(const M* m) {
   // Off its core is not asleep: it may be us who took the core.
   int tid = m->tid.load(std::memory_order_relaxed);
-  return on_core_now(tid) || !asleep_in_kernel(m->id, tid);
+  return on_core_now(tid) || asleep_in_kernel(m->id, tid) != Asleep::kYes;
 }
 
 void sysmon_main(void*) {
