@@ -322,10 +322,14 @@ int positive(long r) { return r < 0 ? static_cast<int>(-r) : 0; }
 }  // namespace
 
 // libc's two do not look whether the thread has ended, and its tid is 0 then: the caller's.
-static G* affinity_target(pthread_t pt) {
+// Null: libc is to be asked about `pt`.
+static G* affinity_target(pthread_t& pt) {
   int err = 0;
   G* g = thread_target(pt, &err);
-  return err == 0 ? g : t_g != nullptr && !t_g->is_g0 ? t_g : nullptr;
+  if (err == 0) return g;
+  if (t_g != nullptr && !t_g->is_g0) return t_g;
+  pt = reinterpret_cast<pthread_t>(__builtin_thread_pointer());
+  return nullptr;
 }
 
 WEFT_EXPORT int pthread_setaffinity_np(pthread_t pt, size_t bytes, const cpu_set_t* mask) {

@@ -139,6 +139,39 @@ static void timer_thread_meets_others(void **state) {
   AWAIT(LOAD(&destroyed) == 10);
 }
 
+static pthread_t ended;
+static int asked, got_errors, set_errors;
+static void ask_about_ended(union sigval value) {
+  (void)value;
+  cpu_set_t its;
+  STORE(&got_errors, pthread_getaffinity_np(ended, sizeof its, &its));
+  STORE(&set_errors, pthread_setaffinity_np(ended, sizeof its, &its));
+  STORE(&asked, 1);
+}
+
+static void *say_tid(void *arg) {
+  STORE((int *)arg, gettid());
+  return NULL;
+}
+
+// libc takes an ended thread's affinity for the caller's. Failed: ESRCH.
+static void affinity_of_an_ended_thread(void **state) {
+  (void)state;
+  int tid = 0;
+  timer_t timer;
+  struct sigevent event = {.sigev_notify = SIGEV_THREAD, .sigev_notify_function = ask_about_ended};
+  struct itimerspec at = {.it_value.tv_nsec = 1};
+  ended = start(say_tid, &tid);
+  AWAIT(LOAD(&tid) != 0 && syscall(SYS_tgkill, getpid(), LOAD(&tid), 0) == -1);
+  CHECK_OK(timer_create(CLOCK_MONOTONIC, &event, &timer));
+  CHECK_OK(timer_settime(timer, 0, &at, NULL));
+  AWAIT(LOAD(&asked));
+  CHECK_EQ(LOAD(&got_errors), 0);
+  CHECK_EQ(LOAD(&set_errors), 0);
+  CHECK_OK(timer_delete(timer));
+  join(ended);
+}
+
 static void periodic_timers(void **state) {
   (void)state;
   timer_t timers[8];
@@ -322,6 +355,7 @@ int main(void) {
       cmocka_unit_test(periodic_timers),
       cmocka_unit_test(aio_in_threads),
       cmocka_unit_test(aio_notification_meets_others),
+      cmocka_unit_test(affinity_of_an_ended_thread),
       cmocka_unit_test(aio_on_a_pipe),
       cmocka_unit_test(asynchronous_resolver),
       cmocka_unit_test(message_queue_notification),
