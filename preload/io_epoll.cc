@@ -57,7 +57,7 @@ long g_wait(int fd, struct epoll_event* ev, int max, uint64_t deadline, const si
     r = wait_now(fd, ev, max);
     if (r != 0) return r;
     PollDesc* pd = netpoll_enabled() ? polldesc_get(fd) : nullptr;
-    bool here = in_place_begin();
+    bool here = in_place_begin(kEpollLoops);
     r = here || pd == nullptr ? -EPERM : wait_parked(pd, ev, max, deadline);
     if (r < 0 && r != -EINTR && r != -EBADF) r = wait_in_kernel(fd, ev, max, deadline, nullptr);
     if (here) in_place_end();

@@ -22,21 +22,23 @@ std::atomic<uint32_t> n_in_place{0};
 
 }  // namespace
 
-bool in_place_begin() {
+bool in_place_begin(uint32_t most) {
   G* g = t_g;
   P* p = g->m->p;
   if (p == nullptr || p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0)
     return false;
-  if (netpoll_waiters()) return false;
-  uint32_t none = 0;
-  return n_in_place.compare_exchange_strong(none, 1, std::memory_order_relaxed);
+  if (most == kEpollLoops && netpoll_waiters()) return false;
+  uint32_t n = n_in_place.load(std::memory_order_relaxed);
+  while (n < most)
+    if (n_in_place.compare_exchange_weak(n, n + 1, std::memory_order_relaxed)) return true;
+  return false;
 }
 
-void in_place_end() { n_in_place.store(0, std::memory_order_relaxed); }
+void in_place_end() { n_in_place.fetch_sub(1, std::memory_order_relaxed); }
 
 // fork.cc calls it in the child, where no other thread waits.
 void io_after_fork();
-void io_after_fork() { in_place_end(); }
+void io_after_fork() { n_in_place.store(0, std::memory_order_relaxed); }
 
 bool watch_room(WatchSet& s, uint32_t n) {
   if (n <= s.cap) return true;
@@ -103,12 +105,16 @@ long poll_in_kernel(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigse
   return io_undisturbed([&] { return in_cancel_syscall_block(call); });
 }
 
-// One descriptor, asked only whether it can be read, and known to be empty: a server's
-// recv(MSG_DONTWAIT) and poll. The look with timeout 0 is spared.
+// Asked only whether they can be read, and known to be empty: a server's recv(MSG_DONTWAIT) and
+// poll, a client's recv in vain on each of its connections. The look with timeout 0 is spared.
 bool surely_not_ready(const struct pollfd* fds, nfds_t n, const WatchSet& s) {
   constexpr short kReadable = POLLIN | POLLRDNORM | POLLPRI;
-  return n == 1 && s.n == 1 && (fds[0].events & ~kReadable) == 0 &&
-         (fds[0].events & POLLIN) != 0 && io_known_empty(s.w[0].pd, s.w[0].seq);
+  if (s.n != n) return false;
+  for (nfds_t i = 0; i < n; i++) {
+    bool read = (fds[i].events & ~kReadable) == 0 && (fds[i].events & POLLIN) != 0;
+    if (!read || !io_known_empty(s.w[i].pd, s.w[i].seq)) return false;
+  }
+  return true;
 }
 
 // Parked, round by round. -EPERM and the like: not possible this way.
@@ -154,10 +160,12 @@ long g_poll(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mas
     r = poll_parked(fds, n, deadline);
     if (r < 0 && r != -EINTR && r != -EFAULT) r = poll_in_kernel(fds, n, deadline, nullptr);
   } else {
-    r = poll_now(fds, n);
+    bool few = 2 * n <= WatchSet::kSmall;  // no memory is asked for before they are looked at
+    r = few ? 0 : poll_now(fds, n);
     if (r == 0) {
-      bool here = in_place_begin();
-      r = here || n > 1u << 20 ? -EPERM : poll_parked(fds, n, deadline);
+      bool here = in_place_begin(kPollLoops);
+      if (!here && n <= 1u << 20) r = poll_parked(fds, n, deadline);
+      else if (!few || (r = poll_now(fds, n)) == 0) r = -EPERM;
       if (r < 0 && r != -EINTR) r = poll_in_kernel(fds, n, deadline, nullptr);
       if (here) in_place_end();
     }
@@ -289,7 +297,7 @@ long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, cons
     r = select_now(s);
     if (r == 0 && deadline > 1) {
       uint32_t count = count_fds(s);
-      bool here = count > kFewFds && in_place_begin();
+      bool here = count > kFewFds && in_place_begin(kPollLoops);
       r = here ? -EPERM : select_parked(s, count, deadline);
       if (r < 0 && r != -EINTR && r != -EBADF) r = select_in_kernel(s, deadline, nullptr);
       else if (r == 0) clear_sets(s);

@@ -4,11 +4,14 @@
 // the G costs nothing. In place: the real call without the P, as a kernel thread would.
 // In place is cheapest for the one event loop of a program that does nothing else meanwhile
 // (redis with one client: 14 us of CPU a request natively and in place, 25 parked, for the
-// idle M spins before it sleeps). With several loops it costs most: each return needs a P,
+// idle M spins before it sleeps). With several busy loops it costs most: each return needs a P,
 // each wait gives one away, and Ms wake each other (memcached -t 4, 64 connections: 14 us
-// natively, 17 to 21 in place, 11 to 12 parked). So: one G at a time, while no other waits
-// for a descriptor and the P has nothing to run; and only for what looks like an event loop
-// (epoll_wait, or more than kFewFds descriptors).
+// natively, 17 to 21 in place, 11 to 12 parked). So of those that wait on an epoll: one at a time,
+// while no other waits for a descriptor. Loops over poll and select have few descriptors each, and
+// beside peers that need the cores a wake-up through our epoll comes too late (pgbench -c 16 -j 4,
+// 2 cores: 3,400 to 4,500 tx/s natively, 2,300 to 2,900 parked, 4,200 in place): kPollLoops of them.
+// Either way only while the P has nothing to run, and only for what looks like a loop (epoll_wait, or
+// more than kFewFds descriptors).
 #pragma once
 
 #include "preload/io_fd.h"
@@ -16,9 +19,11 @@
 namespace weft {
 
 constexpr uint32_t kFewFds = 2;  // a thread per connection polls its one descriptor
+constexpr uint32_t kPollLoops = 8, kEpollLoops = 1;
 
-// True: the caller may block in the kernel; it calls in_place_end afterwards.
-bool in_place_begin();
+// True: the caller may block in the kernel, not more than `most` at a time; it calls in_place_end
+// afterwards.
+bool in_place_begin(uint32_t most);
 void in_place_end();
 
 // The observers of one call. add() is called again for each round, after clear().

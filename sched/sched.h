@@ -129,6 +129,7 @@ struct alignas(kCacheLine) M {
   G* cpu_g = nullptr;                    // whom it runs for
   bool cpu_known = false;
   uint64_t cpu_tsc = 0, cpu_last = 0, cpu_since = 0;
+  uint8_t spins_in_vain = 0;             // in a row, wrapping (findwork.cc)
   // --- naps (preload/io_peers.h); own M
   uint64_t nap_tsc = 0;                  // the last look whether it is time
   long nap_nvcsw = 0;                    // how often it had slept then
