@@ -338,6 +338,7 @@ WEFT_EXPORT int ppoll(struct pollfd* fds, nfds_t n, const struct timespec* t, co
   if (this_g() == nullptr) return real().ppoll(fds, n, t, mask);
   if (t != nullptr && bad_pointer(t)) return static_cast<int>(errno_ret(-EFAULT));
   if (t != nullptr && (!timespec_ok(t) || t->tv_sec < 0)) return static_cast<int>(errno_ret(-EINVAL));
+  if (t != nullptr && t->tv_sec == 0 && t->tv_nsec == 0 && mask == nullptr) return poll(fds, n, 0);
   uint64_t deadline = t == nullptr ? kNever : deadline_in(t);
   return static_cast<int>(errno_ret(g_poll(fds, n, deadline, mask)));
 }
