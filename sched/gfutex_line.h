@@ -139,6 +139,11 @@ WEFT_INLINE bool enqueue(Waiter* w, const void* addr, Wait why, bool interruptib
   if (WEFT_UNLIKELY(g == nullptr)) return enqueue_foreign(w, still);
   bool ends_early = w->on_signal != OnSignal::kDefer, front = w->front;
   engine_enter(g);
+  if (WEFT_UNLIKELY(g->wired)) {  // by a preemption just before that: it has no P to park on
+    engine_exit(g);
+    w->g = nullptr;
+    return enqueue_foreign(w, still);
+  }
   Bucket& b = bucket_of(addr);
   b.lock.lock();
   bool wait = still();
