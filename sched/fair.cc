@@ -98,6 +98,8 @@ bool others_wait(const P* p) {
   return p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0;
 }
 
+bool crowd_of_unwoken(const P* p) { return p->runq.size() >= kCrowd && !p_has_woken(p); }
+
 bool outside_waits() {
   return sched.n_idle_p.load(std::memory_order_relaxed) == 0 && netpoll_waiters();
 }

@@ -64,6 +64,8 @@ constexpr uint64_t kCrowdLookNs = 1'500'000;
 bool place_woken(G* g);
 // Somebody could use p at once.
 bool others_wait(const P* p);
+// Many wait for p, none of whom was woken: they yield, or were preempted, and come round again.
+bool crowd_of_unwoken(const P* p);
 // Every P is busy, and somebody waits for what comes from outside the process.
 bool outside_waits();
 // The M of p, computing since sysmon last looked, has readied a G.

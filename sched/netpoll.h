@@ -26,6 +26,9 @@ bool netpoll_waiters();
 // the kernel. True: to be done once more, after another such look, before the P goes idle.
 // g0, or a G in the engine, that holds p.
 bool netpoll_settle(P* p, GList& out);
+// The same for all Ps at once, begun before this tick of sysmon's, who alone calls it; with that
+// other look.
+void netpoll_settle_all(uint64_t now_ns);
 // sysmon, once a tick: re-verifies waits that last (netverify.cc).
 void netpoll_verify(uint64_t now_ns);
 void netpoll_after_fork();

@@ -7,6 +7,7 @@
 // P, and settled by one poll() over all of them:
 //   - when the P has nothing else to run, before it spins or sleeps (find_runnable);
 //   - every 64 switches;
+//   - by sysmon where it looks at the netpoller itself, as no P does;
 //   - by sysmon where its P has not switched for 10 ms (it computes, or lost its M).
 // Most were answered by their edge before that and cost nothing. 30 ns a descriptor
 // instead of 200 for a try.
@@ -156,6 +157,25 @@ bool netpoll_settle(P* p, GList& out) {
   fire_doubtful(*l, out);
   if (l->n.load(std::memory_order_relaxed) != 0) settle(*l, kNever, true, out);
   return l->n_doubtful != 0;
+}
+
+void netpoll_settle_all(uint64_t now_ns) {
+  bool doubt = false, more = false;
+  GList out;
+  for (uint32_t i = 0; i < sched.procs; i++) {
+    SettleList* l = list_of(&sched.p[i]);
+    if (l == nullptr) continue;
+    fire_doubtful(*l, out);
+    if (l->n.load(std::memory_order_relaxed) != 0) settle(*l, now_ns, true, out);
+    doubt |= l->n_doubtful != 0;
+  }
+  if (doubt) {
+    GList gs = netpoll(0, &more);
+    out.append(gs);
+  }
+  for (uint32_t i = 0; doubt && !more && i < sched.procs; i++)
+    if (SettleList* l = list_of(&sched.p[i])) fire_doubtful(*l, out);
+  ready_list(out);
 }
 
 void netpoll_settle_old(uint64_t now_ns) {

@@ -2,9 +2,10 @@
 //
 // Transcribed: poll_descriptors and leave_to_a_p, take_events and note_look, and how an M begins and
 // ends its sleep in the netpoller. A tick of sysmon's is kLateNs long. The P switches often between
-// two ticks or not at all, as the order has it.
-// Must hold: an event is fetched within kBound ticks, whatever stands in the P's ring and in the
-// global queue; one M at a time sleeps in the netpoller.
+// two ticks or not at all, as the order has it. What is to be found is an event, or the bytes of a wait
+// begun without a try, of which no event tells (netsettle.cc; settle_model.cc has the rest of it).
+// Must hold: it is found within kBound ticks, whatever stands in the P's ring and in the global queue,
+// and at the next if those only yield; one M at a time sleeps in the netpoller.
 #include "tests/model/interleave.h"
 
 namespace {
@@ -13,13 +14,18 @@ using namespace model;
 
 enum Mutant {
   kNone, kSaysItLookedBefore, kLeavesItForEver, kBelievesOldLooks, kStampsOverASleeper,
+  kSysmonDoesNotSettle, kLeavesItToYielders,
 };
-constexpr uint32_t kBound = 3, kTicks = 5, kTurns = 5;
+constexpr int kBound = 3;
+constexpr uint32_t kTicks = 5, kTurns = 5;
 
 struct Look : Model {
   using Model::Model;
   bool ring_stays = false;                 // full, whatever runs
   bool refilled = false;                   // the global queue, all the time
+  bool unwoken = false;                    // all in the ring yield
+  bool untried = false;                    // not an event
+  int bound = kBound;
 
   Atomic<uint32_t> last_poll{1, "last_poll_ns"};  // 0: an M sleeps in the netpoller
   Atomic<uint32_t> looked{0, "looked"}, wish{0, "look"}, switches{0, "switches"};
@@ -46,6 +52,7 @@ struct Look : Model {
     }
   }
   bool leave_to_a_p(uint32_t last) {
+    if (unwoken && mutant != kLeavesItToYielders) return false;
     uint32_t late = refilled || ring_stays ? 2 : 1;
     if (static_cast<uint32_t>(now) > last + late && mutant != kLeavesItForEver) return false;
     if (switches.load() == seen_switches) return false;
@@ -61,7 +68,8 @@ struct Look : Model {
       return;
     }
     if (last == 0 || leave_to_a_p(last)) return;
-    if (last_poll.compare_exchange_strong(last, at)) fetch();
+    if (!last_poll.compare_exchange_strong(last, at)) return;
+    if (!untried || mutant != kSysmonDoesNotSettle) fetch();
   }
   void sysmon() {
     for (uint32_t i = 0; i < kTicks && event == 1; i++) {
@@ -70,7 +78,7 @@ struct Look : Model {
       now = now + 1;
       poll_descriptors();
       seen_switches = switches.load();
-      check(event == 0 || last_poll.peek() == 0 || now <= static_cast<int>(1 + kBound), "nobody looks");
+      check(event == 0 || last_poll.peek() == 0 || now <= 1 + bound, "nobody looks");
     }
   }
 };
@@ -85,6 +93,17 @@ struct Busy : Look {
     go("P", [this] { p(); });
     go("sysmon", [this] { sysmon(); });
   }
+};
+
+struct Yielders : Busy<true, true> {
+  explicit Yielders(int m) : Busy(m) {
+    unwoken = true;
+    bound = 1;
+  }
+};
+
+struct Untried : Yielders {
+  explicit Untried(int m) : Yielders(m) { untried = true; }
 };
 
 // The last look was before the event.
@@ -120,10 +139,14 @@ int main() {
   expect_holds<Busy<false, false>>("few wait for the P");
   expect_holds<Busy<true, false>>("its ring is always full");
   expect_holds<Busy<false, true>>("the global queue fills its ring each time");
+  expect_holds<Yielders>("its ring is full of those that yield");
+  expect_holds<Untried>("a wait begun without a try, beside them");
   expect_holds<LookedBefore>("the P looked before the event");
   expect_holds<BesideSleepers>("Ms begin to sleep in the netpoller as sysmon notes a look");
   expect_breaks<Busy<false, true>>("it says that it has looked before it takes up the global queue", kSaysItLookedBefore);
   expect_breaks<Busy<true, false>>("sysmon leaves it to the P for ever", kLeavesItForEver);
+  expect_breaks<Yielders>("sysmon leaves it to a P whose ring is full of those that yield", kLeavesItToYielders);
+  expect_breaks<Untried>("sysmon fetches events and settles nothing", kSysmonDoesNotSettle);
   expect_breaks<LookedBefore>("sysmon goes on believing an old look", kBelievesOldLooks);
   expect_breaks<BesideSleepers>("sysmon stamps the time over a sleeper", kStampsOverASleeper);
   return summary();

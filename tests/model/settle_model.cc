@@ -1,8 +1,9 @@
 // settle_model.cc - waits begun without a try, settled later (sched/netsettle.cc), in every order.
 //
 // A reader waits although bytes may lie there whose edge the read before used up. It is noted with
-// its P, whose M, looking for work, fetches events and then settles; sysmon settles where the P does
-// not. Time is left out: sysmon may come at any moment. The verifier (netverify.cc) is not here.
+// its P, whose M, looking for work, fetches events and then settles; sysmon does both where no P has
+// its turn at the netpoller, and settles where the P does not. Time is left out: sysmon may come at any
+// moment. The verifier (netverify.cc) is not here.
 // Must hold: no reader waits while there is something to read; and whom its P settles had its
 // bytes when it began to wait: who has an event coming is to be served in its turn.
 #include "tests/model/interleave.h"
@@ -13,7 +14,7 @@ using namespace model;
 
 enum Mutant {
   kNone, kOneCountForBoth, kNotedBeforeItWaits, kNotedWithoutTheLock, kForgetsWhatIsInDoubt,
-  kSysmonLeavesDoubt, kFiredAtOnce, kFiredBeforeTheNextLook, kFireDoesNotLookAgain, kErrorMeansEmpty,
+  kSysmonLeavesDoubt, kSysmonLooksOnce, kFiredAtOnce, kFiredBeforeTheNextLook, kFireDoesNotLookAgain, kErrorMeansEmpty,
 };
 constexpr int kMost = 3;
 
@@ -23,6 +24,7 @@ struct Settle : Model {
   int comes = 0;
   bool poll_fails = false;                 // the first time
   bool in_turn = true;                     // the second rule is asked for
+  bool never_looks = false;                // the P, whose ring is always full
 
   // --- the kernel's
   Atomic<int> items{0, "bytes"};
@@ -147,12 +149,24 @@ struct Settle : Model {
     return l.n_doubtful.load() != 0;
   }
 
+  // sysmon's look, and netpoll_settle_all.
+  void settle_all() {
+    fetch();
+    if (!settle_own(0)) return;
+    if (mutant != kSysmonLooksOnce) fetch();
+    fire_doubtful(lists[0], true);
+  }
+
   // ---- who runs
   // The M of t's P, until t is ready: the end of find_runnable.
   void look_for_work(int t) {
     for (;;) {
       locals(80, t);
       if (readied[t] == 1) break;
+      if (never_looks) {
+        await([this, t] { return readied[t] == 1; });
+        break;
+      }
       if (lost_m == 1) {  // the P was handed off, and nobody had it since
         await([this, t] { return readied[t] == 1; });
         break;
@@ -207,6 +221,14 @@ struct Settle : Model {
     Hold hold(lock);
     waits_both.store(waits_both.load() + 1);
   }
+  void sysmon_looks() {
+    for (;;) {
+      locals(83);
+      await([this] { return over() || edge == 1 || lists[0].n.peek() != 0 || lists[0].n_doubtful.peek() != 0; });
+      if (over()) return;
+      settle_all();
+    }
+  }
   void sysmon() {
     for (;;) {
       locals(82);
@@ -254,6 +276,20 @@ struct WithSysmon : Settle {
   }
 };
 
+struct BesideAFullRing : Settle {
+  explicit BesideAFullRing(int m) : Settle(m) {
+    reads = 2;
+    comes = 1;
+    never_looks = true;
+  }
+  void start() {
+    items.store(1);
+    go("reader", [this] { reader(0); });
+    go("peer", [this] { peer(); });
+    go("sysmon", [this] { sysmon_looks(); });
+  }
+};
+
 struct HandedOff : Settle {
   using Settle::Settle;
   void start() {
@@ -284,6 +320,7 @@ int main() {
   expect_holds<ThereAlready>("bytes were there, beside a wait for room");
   expect_holds<Comes>("bytes come at any time");
   expect_holds<WithSysmon>("sysmon settles, too");
+  expect_holds<BesideAFullRing>("sysmon looks and settles for a P that never does");
   expect_holds<HandedOff>("the P is handed off");
   expect_holds<Fails>("poll fails");
   expect_holds<TwoReaders>("two readers on two Ps");
@@ -292,6 +329,7 @@ int main() {
   expect_breaks<WithSysmon>("noted without the lock", kNotedWithoutTheLock);
   expect_breaks<ThereAlready>("a P goes to sleep with one in doubt", kForgetsWhatIsInDoubt);
   expect_breaks<HandedOff>("sysmon leaves what is in doubt", kSysmonLeavesDoubt);
+  expect_breaks<BesideAFullRing>("sysmon fires what is in doubt without another look", kSysmonLooksOnce);
   expect_breaks<Comes>("what is ready is not put in doubt", kFiredAtOnce);
   expect_breaks<Comes>("no look between doubt and fire", kFiredBeforeTheNextLook);
   expect_breaks<Comes>("who fires does not look whether it is the same wait", kFireDoesNotLookAgain);
