@@ -61,9 +61,10 @@ uint32_t kind_of(int fd, uint32_t* notes) {
 constexpr int kEarly = 1024;
 constexpr uint32_t kRecorded = ~0u;
 struct Early {
-  std::atomic<uint32_t> epoch;  // the share epoch then, plus one; kRecorded; 0: not one of these
-  int peer;                     // the other end, plus one; written before boot
-} early[kEarly];
+  std::atomic<uint32_t> epoch{0};  // the share epoch then, plus one; kRecorded; 0: not one of these
+  int peer = 0;                    // the other end, plus one; written before boot
+};
+constinit Early early[kEarly] = {};
 
 uint32_t early_epoch(int fd) {
   return fd >= 0 && fd < kEarly ? early[fd].epoch.load(std::memory_order_relaxed) : 0;

@@ -22,64 +22,56 @@ void* real_resolve(const char* name, const char* version);
 [[noreturn]] void real_missing(const char* name);
 void real_resolve_all();
 
-template <class Fn>
-class RealFn;
+// A symbol's name or version ("": none), part of its function's type: the table then holds
+// nothing but addresses. It is zero in the file, so that the loader has nothing to relocate in
+// it and a process has no page of it before its first call.
+template <size_t N>
+struct RealName {
+  constexpr RealName(const char (&text)[N]) {
+    for (size_t i = 0; i < N; i++) s[i] = text[i];
+  }
+  char s[N];
+};
 
-template <class R, class... A>
-class RealFn<R(A...)> {
+template <class F, RealName name, RealName version>
+class RealAddress {
  public:
-  constexpr RealFn(const char* name, const char* version) : name_(name), version_(version) {}
-  R operator()(A... a) { return get()(a...); }
   bool exists() { return find() != nullptr; }
-  R (*get())(A...) {
-    auto* f = find();
-    if (__builtin_expect(f == nullptr, 0)) real_missing(name_);
+  F* get() {
+    F* f = find();
+    if (__builtin_expect(f == nullptr, 0)) real_missing(name.s);
     return f;
   }
 
  private:
-  R (*find())(A...) {
+  F* find() {
     // Relaxed: every racer stores the same value.
-    auto* f = fn_.load(std::memory_order_relaxed);
+    F* f = fn_.load(std::memory_order_relaxed);
     if (__builtin_expect(f == nullptr, 0)) {
-      f = reinterpret_cast<R (*)(A...)>(real_resolve(name_, version_));
+      f = reinterpret_cast<F*>(real_resolve(name.s, version.s[0] == 0 ? nullptr : version.s));
       fn_.store(f, std::memory_order_relaxed);
     }
     return f;
   }
-  std::atomic<R (*)(A...)> fn_{nullptr};
-  const char* name_;
-  const char* version_;
+  std::atomic<F*> fn_{nullptr};
 };
+
+template <class F, RealName name, RealName version>
+struct RealFn;
 
 // As declared by the headers, noexcept stripped; variadic ones (open, fcntl, ioctl,
 // syscall) keep their "..." form.
-template <class R, class... A>
-class RealFn<R(A..., ...)> {
- public:
-  constexpr RealFn(const char* name, const char* version) : name_(name), version_(version) {}
-  bool exists() { return find() != nullptr; }
+template <class R, class... A, RealName name, RealName version>
+struct RealFn<R(A...), name, version> : RealAddress<R(A...), name, version> {
+  R operator()(A... a) { return this->get()(a...); }
+};
+
+template <class R, class... A, RealName name, RealName version>
+struct RealFn<R(A..., ...), name, version> : RealAddress<R(A..., ...), name, version> {
   template <class... B>
   R operator()(A... a, B... b) {
-    auto* f = find();
-    if (__builtin_expect(f == nullptr, 0)) real_missing(name_);
-    return f(a..., b...);
+    return this->get()(a..., b...);
   }
-  using Ptr = R (*)(A..., ...);
-  Ptr get() { return find(); }
-
- private:
-  Ptr find() {
-    Ptr f = fn_.load(std::memory_order_relaxed);
-    if (__builtin_expect(f == nullptr, 0)) {
-      f = reinterpret_cast<Ptr>(real_resolve(name_, version_));
-      fn_.store(f, std::memory_order_relaxed);
-    }
-    return f;
-  }
-  std::atomic<Ptr> fn_{nullptr};
-  const char* name_;
-  const char* version_;
 };
 
 template <class T>
@@ -94,8 +86,8 @@ struct StripNoexcept<R(A..., ...) noexcept> { using type = R(A..., ...); };
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 struct Real {
-#define REAL(name) RealFn<StripNoexcept<decltype(::name)>::type> name{#name, nullptr};
-#define REAL_V(name, ver) RealFn<StripNoexcept<decltype(::name)>::type> name{#name, ver};
+#define REAL(name) RealFn<StripNoexcept<decltype(::name)>::type, #name, ""> name;
+#define REAL_V(name, ver) RealFn<StripNoexcept<decltype(::name)>::type, #name, ver> name;
 #include "preload/real_all.def"
 #undef REAL
 #undef REAL_V

@@ -32,13 +32,13 @@ uintptr_t allocator_lo, allocator_bytes;
 namespace {
 
 struct Range {
-  uintptr_t lo, hi;
+  uintptr_t lo = 0, hi = 0;
   bool ours = false;
 };
 constexpr size_t kMaxRanges = 8;
-Range no_preempt_in[kMaxRanges];
+constinit Range no_preempt_in[kMaxRanges] = {};
 size_t n_ranges;
-Range main_stack;
+constinit Range main_stack;
 
 constexpr size_t kStackLeft = 8 << 10;  // beside the frame: switch_away and a nested frame's start
 

@@ -26,10 +26,10 @@ constexpr uint32_t kDeferSlots = 1024;
 struct Deferred {
   std::atomic<uint32_t> word{0};
   G* to = nullptr;  // null: whoever accepts it
-  siginfo_t info;
+  siginfo_t info = {};
 };
 
-Deferred deferred[kDeferSlots];
+constinit Deferred deferred[kDeferSlots] = {};
 std::atomic<uint32_t> n_deferred{0};
 HighWater deferred_used;
 

@@ -27,10 +27,11 @@ constexpr size_t kMaxFiles = 256;
 constexpr size_t kCache = 1024;  // a dump names the same few frames again and again
 File files[kMaxFiles];
 size_t n_files;
-struct {
-  uint64_t pc;
-  Symbol s;
-} cache[kCache];
+struct Cached {
+  uint64_t pc = 0;
+  Symbol s;  // without a file: none yet
+};
+constinit Cached cache[kCache] = {};
 
 const char* last_part(const char* path) {
   const char* slash = strrchr(path, '/');
@@ -97,6 +98,7 @@ void read_symbols(File& f) {
 
 Symbol look_up(uint64_t pc) {
   Symbol s;
+  s.file = "?";
   for (size_t i = 0; i < n_files; i++) {
     File& f = files[i];
     if (pc < f.lo || pc >= f.hi) continue;
@@ -127,9 +129,9 @@ Symbol look_up(uint64_t pc) {
 
 Symbol symbol_at(uint64_t pc) {
   if (n_files == 0) dl_iterate_phdr(add_file, nullptr);
-  auto& c = cache[(pc * 0x9e3779b97f4a7c15u) >> 54];
+  Cached& c = cache[(pc * 0x9e3779b97f4a7c15u) >> 54];
   static_assert(kCache == 1u << (64 - 54));
-  if (c.pc != pc) {
+  if (c.s.file == nullptr || c.pc != pc) {
     c.s = look_up(pc);
     c.pc = pc;
   }

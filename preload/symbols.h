@@ -13,7 +13,7 @@ namespace weft {
 
 struct Symbol {
   const char* name = nullptr;  // null: unknown
-  const char* file = "?";      // last part of the path
+  const char* file = nullptr;  // last part of the path, or "?"
   uint64_t offset = 0;         // from the symbol, or from the file's start
 };
 

@@ -44,8 +44,8 @@ enum Step : uint8_t { kMet = 0, kMetAgain, kNotReady, kDone };
 
 // Those whose readiness is asked for, all by one system call.
 struct Looks {
-  PollDesc* pd[kLooks];
-  struct pollfd fds[kLooks];
+  PollDesc* pd[kLooks] = {};
+  struct pollfd fds[kLooks] = {};
   uint32_t n = 0;
 };
 
@@ -54,7 +54,7 @@ uint64_t next_round_ns;
 int at = -1;                              // < 0: between rounds
 uint32_t met;                             // waits met in this round
 uint32_t registrations_left;              // to be asked for in this round
-Looks suspects;
+constinit Looks suspects;
 uint64_t judge_ns;                        // when
 uint64_t fetch_mark;                      // netpoll_all_handled's, as of the last suspect
 uint64_t drain_mark;                      // netpoll_drains() then
