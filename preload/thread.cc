@@ -103,7 +103,8 @@ G* make_thread(const SpawnAttr& a, int* err) {
   t->explicit_sched = a.explicit_sched;
   t->join.store(a.detached ? kDetached : kJoinable, std::memory_order_relaxed);
   Thread* creator = this_thread();
-  memcpy(t->name, creator != nullptr ? creator->name : "", creator != nullptr ? sizeof t->name : 1);
+  if (creator != nullptr) memcpy(t->name, creator->name, sizeof t->name);
+  else t->name[0] = '\0';
   return g;
 }
 

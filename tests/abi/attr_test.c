@@ -303,6 +303,51 @@ static void signal_mask_attribute(void **state) {
   CHECK_OK(pthread_attr_destroy(&attr));
 }
 
+static void *own_mask_and_cpus(void *set) {
+  cpu_set_t cpus;
+  own_mask(set);
+  CHECK_OK(pthread_getaffinity_np(pthread_self(), sizeof cpus, &cpus));
+  return (void *)(intptr_t)CPU_COUNT(&cpus);
+}
+
+// weft remembers attributes it has read (preload/attr.cc): those it would know by their bytes
+// alone have mask and affinity elsewhere.
+static void an_object_used_before_may_be_given_more(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  pthread_t t;
+  sigset_t set, seen;
+  size_t bytes;
+  cpu_set_t all, one;
+  CHECK_OK(pthread_getaffinity_np(pthread_self(), sizeof all, &all));
+  CHECK_OK(pthread_attr_init(&attr));
+  for (int i = 0; i < 3; i++) {
+    CHECK_OK(pthread_create(&t, &attr, own_mask_and_cpus, &seen));
+    CHECK_EQ((intptr_t)join(t), CPU_COUNT(&all));
+  }
+  CHECK_OK(pthread_attr_setstacksize(&attr, 384 * 1024));
+  for (int i = 0; i < 3; i++) {
+    CHECK_OK(pthread_create(&t, &attr, own_stack_size, NULL));
+    bytes = (size_t)join(t);
+    CHECK(bytes >= 384 * 1024);
+  }
+  sigemptyset(&set);
+  CHECK_OK(pthread_attr_setsigmask_np(&attr, &set));  // from here on it has more than its bytes
+  CHECK_OK(pthread_create(&t, &attr, own_mask, &seen));
+  join(t);
+  CHECK(!sigismember(&seen, SIGUSR2));
+  sigaddset(&set, SIGUSR2);
+  CHECK_OK(pthread_attr_setsigmask_np(&attr, &set));
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; cpu++)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  CHECK_OK(pthread_attr_setaffinity_np(&attr, sizeof one, &one));
+  CHECK_OK(pthread_create(&t, &attr, own_mask_and_cpus, &seen));
+  CHECK_EQ((intptr_t)join(t), 1);
+  CHECK(sigismember(&seen, SIGUSR2));
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
 static void concurrency(void **state) {
   (void)state;
   CHECK_EQ(pthread_getconcurrency(), 0);
@@ -314,6 +359,7 @@ static void concurrency(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(an_object_used_before_may_be_given_more),  // first: it remembers but few
       cmocka_unit_test(defaults),
       cmocka_unit_test(set_and_get),
       cmocka_unit_test(getattr_tells_the_state_of_now),
