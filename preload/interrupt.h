@@ -21,7 +21,7 @@ inline void check_cancel(const Thread* t) {
 // scheduler does not run the kernel has decided.
 class Interrupt {
  public:
-  explicit Interrupt(Thread* t) : t_(t), native_(this_g() == nullptr) {
+  explicit Interrupt(Thread* t) : t_(t), native_(t == nullptr || t->g->wired) {
     if (WEFT_UNLIKELY(t == nullptr)) return;
     handled_ = t->sig_handled;
     t->sig_no_restart = false;

@@ -22,6 +22,7 @@ static_assert(sizeof(kWaitNames) / sizeof(kWaitNames[0]) == static_cast<size_t>(
 const char* const kEvNames[] = {
     "none",   "run",     "park",   "ready",  "yield", "preempt", "sysenter", "sysexit", "syslost", "handoff",
     "retake", "hidden", "steal", "stopm", "startm",  "poll",     "create",  "exit",    "wire",    "signal",
+    "switch",
 };
 static_assert(sizeof(kEvNames) / sizeof(kEvNames[0]) == static_cast<size_t>(Ev::kCount));
 

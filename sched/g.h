@@ -65,9 +65,11 @@ struct alignas(kCacheLine) G {
   std::atomic<bool> interruptible{false};  // the current park may end kInterrupted
   bool is_g0 = false;
   bool wired = false;               // 1:1 for good: has a kernel thread, never a P
+  // What it waits for, address or descriptor, and since when (coarse: sysmon's tick): for the dump,
+  // and of now only while kWaiting.
   Wait wait = Wait::kNone;
-  const void* wait_on = nullptr;    // for the dump: address or descriptor
-  uint64_t wait_since_ns = 0;       // coarse (sysmon's tick); for the dump
+  const void* wait_on = nullptr;
+  uint64_t wait_since_ns = 0;
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
   // sysmon's: how much of its slice it had used when it last made way for a woken G, and its
   // park word then; since a park the slice is a new one.
@@ -127,6 +129,14 @@ enum Attention : uint32_t {
 // The G of the calling code; null on a thread that is no M (foreign), the M's g0 on a
 // scheduler stack. One per TCB, hence per G, hence safe to cache across parks.
 extern thread_local constinit G* t_g;
+
+// A g0 or a wired G: no P's to run. Both at one look, as each park and wake-up asks it three times.
+inline bool off_ps(const G* g) {
+  static_assert(offsetof(G, wired) == offsetof(G, is_g0) + 1);
+  uint16_t both;
+  __builtin_memcpy(&both, &g->is_g0, sizeof both);
+  return both != 0;
+}
 
 inline GState g_state(const G* g) {
   return static_cast<GState>(g->state.load(std::memory_order_acquire) & 0xffffffffu);

@@ -45,8 +45,6 @@ inline uint64_t park_begin(G* g, Wait why, const void* on, bool interruptible = 
 inline void park_abandon(G* g) {
   uint64_t calls = g->state.load(std::memory_order_relaxed) & ~uint64_t{0xffffffff};
   g->state.store(calls | static_cast<uint64_t>(GState::kRunning), std::memory_order_relaxed);
-  g->wait = Wait::kNone;
-  g->wait_on = nullptr;
 }
 
 inline bool park_claim(G* g, uint64_t token, Reason r) {
@@ -67,8 +65,6 @@ inline Reason park(G* g) {
   uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~kEndsNoWait;
   if (WEFT_UNLIKELY(bits != 0) && park_ends_early(g, bits)) return Reason::kInterrupted;
   switch_away();
-  g->wait = Wait::kNone;
-  g->wait_on = nullptr;
   gave_way(g);  // asked before it parked
   return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
 }

@@ -176,15 +176,15 @@ void count(std::atomic<uint32_t>& c) {  // owner-written, read by others
   c.store(c.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
-// m runs g from here on; the switch follows.
-WEFT_INLINE void begin_run(M* m, P* p, G* g) {
+// m runs g from here on; the switch follows. The trace has it as `ev` with `arg`.
+WEFT_INLINE void begin_run(M* m, P* p, G* g, Ev ev, uint64_t arg) {
   g->m = m;
   m->curg.store(g, std::memory_order_relaxed);
   g->on_cpu.store(1, std::memory_order_relaxed);  // ordered by whoever publishes g next
   set_state(g, GState::kRunning);
   count(p->switches);
   if (!p->inherit) count(p->tick);
-  m->trace.add(Ev::kRun, g->index, p->id);
+  m->trace.add(ev, g->index, arg);
   if (WEFT_UNLIKELY(sched.count_cpu.load(std::memory_order_relaxed))) cpu_switch(m, g);
   if (WEFT_UNLIKELY(m->kmask != g->sigmask)) host_sync_signals(m, g);
 }
@@ -311,7 +311,7 @@ WEFT_INLINE void leave(G* g, M* m, P* p, G* next) {
     return;
   }
   if (next != nullptr && next->on_cpu.load(std::memory_order_acquire) == 0) {
-    begin_run(m, p, next);
+    begin_run(m, p, next, Ev::kRun, p->id);
     do_switch(g, next);
     return;
   }
@@ -326,8 +326,15 @@ void switch_away() {
   M* m = g->m;
   P* p = m->p;
   if (g->ready_tsc != 0) learn_habit(g);
-  m->trace.add(Ev::kPark, g->index, static_cast<uint64_t>(g->wait));
-  leave(g, m, p, p == nullptr ? nullptr : pick_local(p));
+  auto why = static_cast<uint64_t>(g->wait);
+  G* next = p == nullptr ? nullptr : pick_local(p);
+  if (WEFT_LIKELY(next != nullptr && next != g && next->on_cpu.load(std::memory_order_acquire) == 0)) {
+    begin_run(m, p, next, Ev::kSwitch, why);
+    do_switch(g, next);
+    return;
+  }
+  m->trace.add(Ev::kPark, g->index, why);
+  leave(g, m, p, next);
 }
 
 void yield(bool to_global) {
@@ -361,11 +368,8 @@ void yield(bool to_global) {
     Hold hold(sched.lock);
     globq_put_locked(g);
   }
-  if (next == nullptr) {
-    switch_away();
-    return;
-  }
-  p->inherit = false;
+  if (next == nullptr) next = pick_local(p);
+  else p->inherit = false;
   g->ready_tsc = 0;
   leave(g, m, p, next);
 }
@@ -409,7 +413,7 @@ void g_exit() {
   P* p = m->p;
   G* next = pick_local(p);
   if (next != nullptr && next->on_cpu.load(std::memory_order_acquire) == 0) {
-    begin_run(m, p, next);
+    begin_run(m, p, next, Ev::kRun, p->id);
     do_switch(g, next);
   } else {
     m->pending = next;
@@ -436,7 +440,7 @@ void schedule() {
     if (g == nullptr) g = find_runnable(m);
     reset_spinning(m);
     wait_off_cpu(g);
-    begin_run(m, m->p, g);
+    begin_run(m, m->p, g, Ev::kRun, m->p->id);
     do_switch(g0, g);
   }
 }

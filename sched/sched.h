@@ -266,7 +266,7 @@ inline M* this_m() { return t_g == nullptr ? nullptr : t_g->m; }
 // The calling G if the scheduler runs it; null on foreign threads, g0 and wired Gs.
 inline G* this_g() {
   G* g = t_g;
-  return g != nullptr && !g->is_g0 && !g->wired ? g : nullptr;
+  return g != nullptr && !off_ps(g) ? g : nullptr;
 }
 
 // ---- the engine's door. Between enter and exit a G is not preempted, runs no signal

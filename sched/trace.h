@@ -11,7 +11,9 @@ namespace weft {
 
 enum class Ev : uint8_t {
   kNone, kRun, kPark, kReady, kYield, kPreempt, kSysEnter, kSysExit, kSysLost, kHandOff,
-  kRetake, kHidden, kSteal, kStopM, kStartM, kPoll, kCreate, kExit, kWire, kSignal, kCount,
+  kRetake, kHidden, kSteal, kStopM, kStartM, kPoll, kCreate, kExit, kWire, kSignal,
+  kSwitch,  // who ran parks (arg: its Wait), and g is next: kPark and kRun in one
+  kCount,
 };
 extern const char* const kEvNames[];
 
