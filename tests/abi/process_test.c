@@ -184,6 +184,47 @@ static void exit_by_a_thread_after_main_left(void **state) {
   CHECK_EQ(record->atexit_runs, 1);
 }
 
+// A thread that weft leaves to the kernel (its attributes have an affinity) is one of those whose
+// last one ends the process: main's end was taken for the last before, and cut it short.
+static pthread_key_t kept;
+static void value_goes(void *value) {
+  if (LOAD(&record->atexit_runs) == 0) ADD(&record->threads_done, (int)(intptr_t)value);
+}
+static void *end_pinned(void *how) {
+  CHECK_OK(pthread_setspecific(kept, (void *)10));
+  pthread_join(abi_main_thread, NULL);
+  yield_some(20);
+  ADD(&record->threads_done, 1);
+  if ((intptr_t)how == 1) pthread_exit(how);
+  if ((intptr_t)how == 2) pthread_cancel(pthread_self()), pthread_testcancel();
+  return how;
+}
+static int main_leaves_pinned_ones(void *how) {
+  pthread_attr_t attr;
+  pthread_t t;
+  cpu_set_t one;
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+  CHECK_OK(pthread_key_create(&kept, value_goes));
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setaffinity_np(&attr, sizeof one, &one));
+  CHECK_OK(pthread_create(&t, &attr, end_pinned, how));
+  CHECK_OK(pthread_attr_destroy(&attr));
+  start(end_at_leisure, NULL);
+  pthread_exit(NULL);
+}
+
+static void a_thread_left_to_the_kernel_may_be_the_last(void **state) {
+  (void)state;
+  for (intptr_t how = 0; how < 3; how++) {
+    CHECK_EQ(exit_code(in_child(main_leaves_pinned_ones, (void *)how)), 0);
+    CHECK_EQ(record->atexit_runs, 1);
+    CHECK_EQ(record->threads_done, 1 + 10 + 1);
+  }
+}
+
 // Output of other threads that was written before exit is flushed by it.
 static void *print_line(void *f) {
   fprintf(f, "line\n");
@@ -341,6 +382,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(return_from_main_ends_the_process),
       cmocka_unit_test(last_thread_ends_the_process),
       cmocka_unit_test(exit_by_a_thread_after_main_left),
+      cmocka_unit_test(a_thread_left_to_the_kernel_may_be_the_last),
       cmocka_unit_test(stdio_is_flushed),
       cmocka_unit_test(exit_right_after_creating),
       cmocka_unit_test(exit_by_many_at_once),
