@@ -31,12 +31,13 @@
 extern char** environ;
 
 namespace weft {
+
+std::atomic<BootState> boot_state{kCold};
+
 namespace {
 
 constexpr unsigned long kHwcap2Fsgsbase = 2;  // AT_HWCAP2 bit 1
 
-enum BootState : int { kCold, kBooting, kUp, kNative };
-std::atomic<int> boot_state{kCold};
 Lock boot_lock;
 alignas(64) char g1_room[sizeof(G)];
 alignas(64) char thread1_room[sizeof(Thread)];
@@ -169,9 +170,8 @@ bool boot() {
 
 }  // namespace
 
-bool weft_boot() {
-  int s = boot_state.load(std::memory_order_acquire);
-  if (WEFT_LIKELY(s == kUp)) return true;
+bool weft_boot_first() {
+  BootState s = boot_state.load(std::memory_order_acquire);
   if (s == kNative) return false;
   if (s == kBooting && boot_lock.held()) return false;  // boot's own calls come back here
   Hold hold(boot_lock);

@@ -18,6 +18,7 @@
 #include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/ids.h"
+#include "preload/interrupt.h"
 #include "preload/knobs.h"
 #include "preload/native.h"
 #include "preload/signals.h"
@@ -290,12 +291,12 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
   if (t->join.load(std::memory_order_acquire) == kDetached &&
       !t->alive.load(std::memory_order_acquire))
     return ESRCH;
+  Thread* self = this_thread();
   // As libc's, a cancellation point only where there is somebody to wait for. (Not alive but
   // kJoinable is as good as ended.)
   if (t->join.load(std::memory_order_acquire) == kJoinable &&
       t->alive.load(std::memory_order_acquire))
-    cancel_point();
-  Thread* self = this_thread();
+    check_cancel(self);
   if (int err = join_check(self, t)) return err;
   if (self != nullptr) self->joins.store(t, std::memory_order_release);
   int err = 0;

@@ -68,8 +68,13 @@ struct Thread {
   struct __res_state res = {};
 };
 
+enum BootState : int { kCold, kBooting, kUp, kNative };
+extern std::atomic<BootState> boot_state;
 // Boots weft if that has not happened. False: this process runs natively.
-bool weft_boot();
+bool weft_boot_first();
+inline bool weft_boot() {
+  return WEFT_LIKELY(boot_state.load(std::memory_order_acquire) == kUp) || weft_boot_first();
+}
 
 // The G behind a pthread_t, or null for native threads. Ended ones included.
 G* g_of(pthread_t t);
