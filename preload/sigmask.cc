@@ -262,8 +262,10 @@ void before_jump(void* env) {
     g->no_preempt = 0;
     Thread* t = thread_of(g);
     t->mask_saved = false;
-    if (t->sigwait_set.load(std::memory_order_relaxed) != 0)
+    if (t->sigwait_set.load(std::memory_order_relaxed) != 0) {
       t->sigwait_set.store(0, std::memory_order_relaxed);
+      pending_pass_on(g);
+    }
     t->opening.store(0, std::memory_order_relaxed);
   }
   auto* b = static_cast<JumpBuf*>(env);

@@ -107,6 +107,12 @@ bool pending_take(G* g, uint64_t set, siginfo_t* out);
 void pending_adopt(G* g1);
 // A G's pending signals die with it; those of the process go to another thread.
 void pending_drop(G* g);
+// Signals of the process that are queued for g, which blocks them by now, go to another thread, or back
+// to the kernel. By g after it has blocked some, and by who has queued one.
+void pending_pass_on(G* g);
+// The same as sig's handler begins. Not to the kernel: newer ones may be there already, and the handler
+// ends soon. Nor those of sig itself: of many each thread would pass on all but one.
+void pending_pass_on_handling(G* g, int sig);
 // g, the caller, takes no more signals of the process; what it was given before is queued.
 void pending_close(G* g);
 // The action became "ignore": what is pending is dropped, everywhere.

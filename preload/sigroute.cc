@@ -189,6 +189,7 @@ void masks_note(uint64_t now_blocked, uint64_t now_open) {
     if (has_handler(__builtin_ctzll(rest) + 1)) left &= ~(rest & -rest);
   if ((now_blocked & open) != 0) masks_dirty.store(true, std::memory_order_release);
   if (left != 0 && (left = only_mine(left)) != 0) masks_close(left);  // nobody is left
+  pending_pass_on(t_g);
 }
 
 uint64_t deferred_pending() {

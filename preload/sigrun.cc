@@ -132,6 +132,7 @@ void run_one(Run& r, int sig, siginfo_t* info, const Action& a) {
   if (M* m = r.g->m; m != nullptr && m->p != nullptr)
     m->trace.add(Ev::kSignal, r.g->index, static_cast<uint64_t>(sig));
   t->sig_handled++;
+  pending_pass_on_handling(r.g, sig);
   frame_show_stack(r.uc, r.g->altstack);
   call_handler(sig, info, r.uc, a);
   if (mask_in(r.uc) != r.seen) {  // the handler chose another mask for its return

@@ -114,6 +114,32 @@ int enqueue(PendingSet& set, const Thread* t, int sig, const siginfo_t* info, bo
   return err;
 }
 
+// Unlinks, under the lock, the oldest that fits. Null: none.
+template <class Fits>
+Node* unlink_oldest(PendingSet& set, Fits fits) {
+  Node*& last = last_of(set);
+  if (last == nullptr) return nullptr;
+  Node* before = last;
+  while (!fits(before->next)) {
+    before = before->next;
+    if (before == last) return nullptr;
+  }
+  Node* taken = before->next;
+  before->next = taken->next;
+  if (taken == last) last = before == taken ? nullptr : before;
+  int sig = taken->info.si_signo;
+  bool more = false;
+  if (last != nullptr && sig >= SIGRTMIN) {
+    Node* n = before;
+    do {
+      n = n->next;
+      more = n->info.si_signo == sig;
+    } while (!more && n != before);
+  }
+  if (!more) set.bits.fetch_and(~sig_bit(sig), std::memory_order_relaxed);
+  return taken;
+}
+
 // The lowest signal of `want`, the oldest of that number.
 bool dequeue(PendingSet& set, uint64_t want, siginfo_t* out, bool* process = nullptr) {
   if ((set.bits.load(std::memory_order_acquire) & want) == 0) return false;
@@ -121,29 +147,26 @@ bool dequeue(PendingSet& set, uint64_t want, siginfo_t* out, bool* process = nul
   {
     Hold hold(set.lock);
     uint64_t have = set.bits.load(std::memory_order_relaxed) & want;
-    Node*& last = last_of(set);
-    if (have == 0 || last == nullptr) return false;
+    if (have == 0) return false;
     int sig = __builtin_ctzll(have) + 1;
-    Node* before = last;
-    do {  // the oldest comes first; most often it is the one
-      if (before->next->info.si_signo == sig) break;
-      before = before->next;
-    } while (before != last);
-    taken = before->next;
-    before->next = taken->next;
-    if (taken == last) last = before == taken ? nullptr : before;
-    bool more = false;
-    if (last != nullptr && sig >= SIGRTMIN) {
-      Node* n = before;
-      do {
-        n = n->next;
-        more = n->info.si_signo == sig;
-      } while (!more && n != before);
-    }
-    if (!more) set.bits.fetch_and(~sig_bit(sig), std::memory_order_relaxed);
+    taken = unlink_oldest(set, [&](const Node* n) { return n->info.si_signo == sig; });
+    if (taken == nullptr) return false;
   }
   *out = taken->info;
   if (process != nullptr) *process = taken->process;
+  node_put(taken);
+  return true;
+}
+
+// The oldest of `want` that was sent to the process.
+bool dequeue_of_process(PendingSet& set, uint64_t want, siginfo_t* out) {
+  Node* taken = nullptr;
+  {
+    Hold hold(set.lock);
+    taken = unlink_oldest(set, [&](const Node* n) { return n->process && (sig_bit(n->info.si_signo) & want) != 0; });
+  }
+  if (taken == nullptr) return false;
+  *out = taken->info;
   node_put(taken);
   return true;
 }
@@ -299,6 +322,35 @@ void pending_drop(G* g) {
     if (process) signal_process(info.si_signo, &info);
 }
 
+namespace {
+
+// Of `bits`, the process's that are queued for g and blocked by it.
+uint64_t queued_blocked(const G* g, uint64_t bits) {
+  const Thread* t = thread_of(g);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  bits &= g->sigmask & ~t->sigwait_set.load(std::memory_order_relaxed);
+  return bits & t->pending.bits.load(std::memory_order_acquire);
+}
+
+void pass_on(G* g, uint64_t bits) {
+  InEngine in;
+  siginfo_t info;
+  while (dequeue_of_process(thread_of(g)->pending, bits, &info)) signal_process(info.si_signo, &info);
+}
+
+}  // namespace
+
+void pending_pass_on(G* g) {
+  if (uint64_t bits = queued_blocked(g, kMaskable)) pass_on(g, bits);
+}
+
+void pending_pass_on_handling(G* g, int sig) {
+  uint64_t bits = queued_blocked(g, kMaskable & ~sig_bit(sig));
+  for (uint64_t rest = bits; rest != 0; rest &= rest - 1)
+    if (who_accepts(rest & -rest) == nullptr) bits &= ~(rest & -rest);
+  if (bits != 0) pass_on(g, bits);
+}
+
 void pending_close(G* g) {
   InEngine in;
   Thread* t = thread_of(g);
@@ -343,7 +395,10 @@ int send_to(G* g, int sig, const siginfo_t* info, bool process) {
   notify(g, sig);
   // g ends: 1 not alive  2 pending? passed on (pending_drop). We: a enqueue  b alive?
   // Either 2 sees a or b sees 1.
-  if (process && !t->alive.load(std::memory_order_seq_cst)) pending_drop(g);
+  // g blocks it: 1 its mask  2 pending? passed on (pending_pass_on). We: a enqueue  b its mask?
+  if (!process) return 0;
+  if (!t->alive.load(std::memory_order_seq_cst)) pending_drop(g);
+  else pending_pass_on(g);
   return 0;
 }
 

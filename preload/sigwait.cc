@@ -91,6 +91,7 @@ int wait_for(G* g, uint64_t set, siginfo_t* out, uint64_t deadline_ns) {
     break;
   }
   t->sigwait_set.store(0, std::memory_order_relaxed);
+  pending_pass_on(g);
   if (r == -EINTR) cancel_point();
   return r;
 }
