@@ -55,7 +55,7 @@ int retake_real(pthread_mutex_t* m) {
   return in_syscall([&] { return real().pthread_mutex_lock(m); });
 }
 
-int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
+WEFT_INLINE int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
   Thread* t = this_thread();
   check_cancel(t);
   Mutex* m = mutex_of(pm);
@@ -86,6 +86,10 @@ int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
   if (WEFT_UNLIKELY(async)) restore_cancel();
   if (WEFT_UNLIKELY(r == -EINTR)) cancel_point();
   return err != 0 ? err : r == -ETIMEDOUT ? ETIMEDOUT : 0;
+}
+
+int wait_until(pthread_cond_t* c, pthread_mutex_t* m, clockid_t clock, const struct timespec* abs) {
+  return wait(c, m, deadline_from(clock, abs));
 }
 
 // A process-shared cond with a mutex to match.
@@ -154,7 +158,7 @@ WEFT_EXPORT int pthread_cond_timedwait(pthread_cond_t* c, pthread_mutex_t* m,
     return in_libc_cancel_point([&] { return real().pthread_cond_timedwait(c, m, abs); });
   if (!timespec_ok(abs)) return EINVAL;
   clockid_t clock = (flags_of(c) & kMonotonic) != 0 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
-  return wait(c, m, deadline_from(clock, abs));
+  return wait_until(c, m, clock, abs);
 }
 
 WEFT_EXPORT int pthread_cond_clockwait(pthread_cond_t* c, pthread_mutex_t* m, clockid_t clock,
@@ -163,7 +167,7 @@ WEFT_EXPORT int pthread_cond_clockwait(pthread_cond_t* c, pthread_mutex_t* m, cl
     return in_libc_cancel_point([&] { return real().pthread_cond_clockwait(c, m, clock, abs); });
   if (!timespec_ok(abs)) return EINVAL;
   if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return EINVAL;
-  return wait(c, m, deadline_from(clock, abs));
+  return wait_until(c, m, clock, abs);
 }
 
 WEFT_EXPORT int pthread_cond_signal(pthread_cond_t* c) {

@@ -31,7 +31,6 @@ namespace {
 
 constexpr uint64_t kStarvingTsc = 2'500'000;  // 1 ms at 2.5 GHz: Go's starvation threshold
 constexpr uint64_t kHandEveryTsc = 62'500;    // 25 us: a hand-over costs about 1
-constexpr uint8_t kHandoffsInRow = 16;       // then the queue gets its turn
 // 0.2 us, doubled four times: 6 us in all at 2.5 GHz. Looking at the word takes its line
 // from a holder that locks again and again, at 0.1 us each, so the looks get rarer: with
 // steady pauses two Ps get 12 to 16 M sections/s out of one lock, doubled ones 23.
@@ -137,40 +136,21 @@ bool hand(Waiter* w, bool more, void* arg) {
   return true;
 }
 
-// The chain, unless a fork has left its waiters behind.
-Waiter* live_chain(Mutex* m) {
-  if (m->chain == nullptr) return nullptr;
-  if (WEFT_LIKELY(m->generation == static_cast<uint16_t>(fork_generation))) return m->chain;
-  m->chain = nullptr;
-  return nullptr;
-}
-
-Waiter* chain_pop(Mutex* m) {
-  Waiter* w = m->chain;
-  Waiter* next = w->next;
-  if (next != nullptr) next->prev = w->prev;
-  m->chain = next;
-  return w;
-}
-
 // Whoever waits longest, in the chain or in the queue.
 void release_in_order(Mutex* m) {
-  if (Waiter* chain = live_chain(m)) {
+  if (Waiter* chain = mutex_live_chain(m)) {
     m->chain = nullptr;
     gfutex_queue_claimed(m, chain);
   }
   gfutex_wake_one(m, free_or_hand, m);
 }
 
-// The chain first would starve who waits for the lock alone; every now and then it is not.
-bool queues_turn(Mutex* m, uint32_t v) { return v == 2 && ++m->handoffs % kHandoffsInRow == 0; }
-
 // The word is not 1, or there is a chain.
 __attribute__((noinline)) void release_slow(Mutex* m) {
   uint32_t v = m->word.load(std::memory_order_relaxed);
   if (v == 0) return;  // was not locked: as natively, nothing
-  Waiter* first = live_chain(m);
-  if (first == nullptr || queues_turn(m, v)) {
+  Waiter* first = mutex_live_chain(m);
+  if (first == nullptr || mutex_queues_turn(m, v)) {
     release_in_order(m);
     return;
   }
@@ -293,19 +273,6 @@ int lock_until(Mutex* m, clockid_t clock, const struct timespec* abs) {
 
 // ---------------------------------------------------------------- for cond.cc
 
-void mutex_chain(Mutex* m, Waiter* w) {
-  Waiter* head = live_chain(m);
-  w->next = nullptr;
-  if (head == nullptr) {
-    m->generation = static_cast<uint16_t>(fork_generation);
-    m->chain = w;
-    w->prev = w;
-  } else {
-    head->prev->next = w;
-    head->prev = w;
-  }
-}
-
 void mutex_requeue(Mutex* m, Waiter* list) {
   Waiter* first = list;
   if (first->next != nullptr) {
@@ -315,26 +282,17 @@ void mutex_requeue(Mutex* m, Waiter* list) {
   gfutex_ready(first);
 }
 
-void mutex_release_for_wait(Mutex* m) {
-  m->owner.store(0, std::memory_order_relaxed);
-  if (live_chain(m) == nullptr) {
-    if (cas(m, 1, 0)) return;
-    if (m->word.load(std::memory_order_relaxed) != 0) gfutex_wake_one(m, hand, m);
-    return;
-  }
-  if (queues_turn(m, m->word.load(std::memory_order_relaxed))) {
+void mutex_release_slow(Mutex* m) {
+  if (mutex_live_chain(m) != nullptr) {
     release_in_order(m);
     return;
   }
-  Waiter* heir = chain_pop(m);
-  heir->handed = true;  // the word stays: 1, or 2 if others wait
-  ready(heir->g);       // a G is in the engine since it queued
+  if (cas(m, 1, 0)) return;
+  if (m->word.load(std::memory_order_relaxed) != 0) gfutex_wake_one(m, hand, m);
 }
 
-void mutex_retake(Mutex* m, const Waiter* w) {
-  if (!w->handed && !(!w->duty && cas(m, 0, 1))) acquire_slow(m, kNever, true, w->duty);
-  m->owner.store(self_id(), std::memory_order_relaxed);
-  m->count = 1;  // of a recursive one; others have no use for it
+void mutex_retake_slow(Mutex* m, const Waiter* w) {
+  if (w->duty || !cas(m, 0, 1)) acquire_slow(m, kNever, true, w->duty);
 }
 
 }  // namespace weft

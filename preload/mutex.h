@@ -72,17 +72,64 @@ inline uint32_t self_id() {
 // Rises in each fork child: waiters and once-initialisers of the parent are not here.
 extern uint32_t fork_generation;
 
-// ---- for cond.cc; all of these for mutexes of ours
+// The chain, unless a fork has left its waiters behind.
+inline Waiter* mutex_live_chain(Mutex* m) {
+  if (m->chain == nullptr) return nullptr;
+  if (WEFT_LIKELY(m->generation == static_cast<uint16_t>(fork_generation))) return m->chain;
+  m->chain = nullptr;
+  return nullptr;
+}
+
+// The chain first would starve who waits for the lock alone; every now and then it is not.
+inline bool mutex_queues_turn(Mutex* m, uint32_t v) {
+  constexpr uint8_t kHandoffsInRow = 16;
+  return v == 2 && ++m->handoffs % kHandoffsInRow == 0;
+}
+
+// ---- for cond.cc; all of these for mutexes of ours. In line: two of each to a round trip
 inline bool mutex_held_by_me(const Mutex* m) {
   return m->owner.load(std::memory_order_relaxed) == self_id();
 }
+
 // Adds a claimed waiter (gfutex_wake_one's decide) to the chain. Caller holds m.
-void mutex_chain(Mutex* m, Waiter* w);
+inline void mutex_chain(Mutex* m, Waiter* w) {
+  Waiter* head = mutex_live_chain(m);
+  w->next = nullptr;
+  if (head == nullptr) {
+    m->generation = static_cast<uint16_t>(fork_generation);
+    m->chain = w;
+    w->prev = w;
+  } else {
+    head->prev->next = w;
+    head->prev = w;
+  }
+}
+
 // Claimed waiters queue for m, held by anybody or nobody, and the first is readied.
 void mutex_requeue(Mutex* m, Waiter* list);
-// Releases m for a wait that is already queued for.
-void mutex_release_for_wait(Mutex* m);
+
+// Releases m for a wait that is already queued for: to the first of the chain, which runs next.
+void mutex_release_slow(Mutex* m);
+inline void mutex_release_for_wait(Mutex* m) {
+  m->owner.store(0, std::memory_order_relaxed);
+  Waiter* heir = mutex_live_chain(m);
+  if (WEFT_UNLIKELY(heir == nullptr || mutex_queues_turn(m, m->word.load(std::memory_order_relaxed)))) {
+    mutex_release_slow(m);
+    return;
+  }
+  Waiter* next = heir->next;
+  if (next != nullptr) next->prev = heir->prev;
+  m->chain = next;
+  heir->handed = true;  // the word stays: 1, or 2 if others wait
+  ready(heir->g);       // a G is in the engine since it queued
+}
+
 // After the wait w.
-void mutex_retake(Mutex* m, const Waiter* w);
+void mutex_retake_slow(Mutex* m, const Waiter* w);
+inline void mutex_retake(Mutex* m, const Waiter* w) {
+  if (WEFT_UNLIKELY(!w->handed)) mutex_retake_slow(m, w);
+  m->owner.store(self_id(), std::memory_order_relaxed);
+  m->count = 1;  // of a recursive one; others have no use for it
+}
 
 }  // namespace weft
