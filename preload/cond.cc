@@ -55,14 +55,19 @@ int retake_real(pthread_mutex_t* m) {
   return in_syscall([&] { return real().pthread_mutex_lock(m); });
 }
 
-WEFT_INLINE int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
+// Both of the usual kind: the compiler leaves out what the others ask for.
+bool plain(const pthread_cond_t* c, pthread_mutex_t* m) {
+  return (flags_of(c) & kShared) == 0 && (mutex_of(m)->kind & 0xff) == 0;
+}
+
+WEFT_INLINE int wait_as(bool plain, pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_ns) {
   Thread* t = this_thread();
   check_cancel(t);
   Mutex* m = mutex_of(pm);
-  bool ours = mutex_is_ours(m);
-  if (ours && not_owner(m)) return EPERM;
+  bool ours = plain || mutex_is_ours(m);
+  if (!plain && ours && not_owner(m)) return EPERM;
   bool async = defer_cancel(t);
-  bool shared = (flags_of(c) & kShared) != 0;
+  bool shared = !plain && (flags_of(c) & kShared) != 0;
   Waiter w;
   w.on_signal = OnSignal::kGoOn;
   w.stop = cancel_pending;
@@ -74,7 +79,7 @@ WEFT_INLINE int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_n
   });
   int err = 0;
   // A recursive mutex held more than once stays held, as natively.
-  bool nested = ours && (m->kind & kKindMask) == PTHREAD_MUTEX_RECURSIVE && m->count > 1;
+  bool nested = !plain && ours && (m->kind & kKindMask) == PTHREAD_MUTEX_RECURSIVE && m->count > 1;
   if (nested) m->count--;
   else if (ours) mutex_release_for_wait(m);
   else err = real().pthread_mutex_unlock(pm);
@@ -88,8 +93,8 @@ WEFT_INLINE int wait(pthread_cond_t* c, pthread_mutex_t* pm, uint64_t deadline_n
   return err != 0 ? err : r == -ETIMEDOUT ? ETIMEDOUT : 0;
 }
 
-int wait_until(pthread_cond_t* c, pthread_mutex_t* m, clockid_t clock, const struct timespec* abs) {
-  return wait(c, m, deadline_from(clock, abs));
+__attribute__((noinline)) int wait(pthread_cond_t* c, pthread_mutex_t* m, uint64_t deadline_ns) {
+  return wait_as(false, c, m, deadline_ns);
 }
 
 // A process-shared cond with a mutex to match.
@@ -148,6 +153,7 @@ bool broadcast(pthread_cond_t* c) {
 using namespace weft;
 
 WEFT_EXPORT int pthread_cond_wait(pthread_cond_t* c, pthread_mutex_t* m) {
+  if (WEFT_LIKELY(plain(c, m))) return wait_as(true, c, m, kNever);
   if (is_real(c, m)) return in_libc_cancel_point([&] { return real().pthread_cond_wait(c, m); });
   return wait(c, m, kNever);
 }
@@ -158,7 +164,7 @@ WEFT_EXPORT int pthread_cond_timedwait(pthread_cond_t* c, pthread_mutex_t* m,
     return in_libc_cancel_point([&] { return real().pthread_cond_timedwait(c, m, abs); });
   if (!timespec_ok(abs)) return EINVAL;
   clockid_t clock = (flags_of(c) & kMonotonic) != 0 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
-  return wait_until(c, m, clock, abs);
+  return wait(c, m, deadline_from(clock, abs));
 }
 
 WEFT_EXPORT int pthread_cond_clockwait(pthread_cond_t* c, pthread_mutex_t* m, clockid_t clock,
@@ -167,7 +173,7 @@ WEFT_EXPORT int pthread_cond_clockwait(pthread_cond_t* c, pthread_mutex_t* m, cl
     return in_libc_cancel_point([&] { return real().pthread_cond_clockwait(c, m, clock, abs); });
   if (!timespec_ok(abs)) return EINVAL;
   if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC) return EINVAL;
-  return wait_until(c, m, clock, abs);
+  return wait(c, m, deadline_from(clock, abs));
 }
 
 WEFT_EXPORT int pthread_cond_signal(pthread_cond_t* c) {
