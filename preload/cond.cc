@@ -78,13 +78,14 @@ WEFT_INLINE int wait_as(bool plain, pthread_cond_t* c, pthread_mutex_t* pm, uint
     return true;
   });
   int err = 0;
+  G* heir = nullptr;  // a G is in the engine since it queued
   // A recursive mutex held more than once stays held, as natively.
   bool nested = !plain && ours && (m->kind & kKindMask) == PTHREAD_MUTEX_RECURSIVE && m->count > 1;
   if (nested) m->count--;
-  else if (ours) mutex_release_for_wait(m);
+  else if (ours) heir = mutex_release_for_wait(m);
   else err = real().pthread_mutex_unlock(pm);
   if (WEFT_UNLIKELY(err != 0)) deadline_ns = 1;  // leave the queue again
-  int r = gfutex_table::sleep(&w, deadline_ns);
+  int r = gfutex_table::sleep(&w, deadline_ns, heir);
   if (nested) m->count++;
   else if (ours) mutex_retake(m, &w);
   else if (err == 0) err = retake_real(pm);

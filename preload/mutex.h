@@ -108,20 +108,21 @@ inline void mutex_chain(Mutex* m, Waiter* w) {
 // Claimed waiters queue for m, held by anybody or nobody, and the first is readied.
 void mutex_requeue(Mutex* m, Waiter* list);
 
-// Releases m for a wait that is already queued for: to the first of the chain, which runs next.
+// Releases m for a wait that is already queued for: to the first of the chain, whom the caller
+// is to switch to or to ready; null: there is none, and whoever waits otherwise is told.
 void mutex_release_slow(Mutex* m);
-inline void mutex_release_for_wait(Mutex* m) {
+inline G* mutex_release_for_wait(Mutex* m) {
   m->owner.store(0, std::memory_order_relaxed);
   Waiter* heir = mutex_live_chain(m);
   if (WEFT_UNLIKELY(heir == nullptr || mutex_queues_turn(m, m->word.load(std::memory_order_relaxed)))) {
     mutex_release_slow(m);
-    return;
+    return nullptr;
   }
   Waiter* next = heir->next;
   if (next != nullptr) next->prev = heir->prev;
   m->chain = next;
   heir->handed = true;  // the word stays: 1, or 2 if others wait
-  ready(heir->g);       // a G is in the engine since it queued
+  return heir->g;
 }
 
 // After the wait w.

@@ -242,15 +242,19 @@ void thread_finish(Thread* t) {
   if (!wired) engine_enter(g);
   g_mark_dead(g);
   uint32_t was = kJoinable;
+  G* joiner = nullptr;
   // From this CAS on a joiner may free the slot; it waits for on_cpu before reuse. Who joins
   // has set `joining` before it looks at `join` (both sides seq_cst): no joiner, no wake-up.
   if (t->join.compare_exchange_strong(was, kEnded, std::memory_order_seq_cst)) {
     if (t->joining.load(std::memory_order_seq_cst) != 0)
-      gfutex_table::wake_one(&t->join, [](Waiter*, bool) { return true; });
+      gfutex_table::wake_one(&t->join, [&](Waiter* w, bool) {
+        if (w != nullptr) joiner = w->g;  // runs next
+        return false;
+      });
   } else if (slot) {
     g_free(g);
   }
-  g_exit();
+  g_exit(joiner);
 }
 
 }  // namespace weft

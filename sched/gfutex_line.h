@@ -161,11 +161,15 @@ int sleep_foreign(Waiter* w, uint64_t deadline_ns);
 // g's park for w has ended with r, no wake: what gfutex_sleep returns in the end.
 int not_woken(G* g, Waiter* w, Reason r, uint64_t deadline_ns);
 
-// gfutex_sleep.
-WEFT_INLINE int sleep(Waiter* w, uint64_t deadline_ns) {
+// gfutex_sleep. `next` as park()'s.
+WEFT_INLINE int sleep(Waiter* w, uint64_t deadline_ns, G* next = nullptr) {
   G* g = w->g;
+  if (WEFT_UNLIKELY(next != nullptr && (g == nullptr || deadline_ns != kNever))) {
+    ready(next);
+    next = nullptr;
+  }
   if (WEFT_UNLIKELY(g == nullptr)) return sleep_foreign(w, deadline_ns);
-  Reason r = park_until(g, w->token, deadline_ns);
+  Reason r = deadline_ns == kNever ? park(g, next) : park_timed(g, w->token, deadline_ns);
   if (WEFT_UNLIKELY(r != Reason::kWoken)) return not_woken(g, w, r, deadline_ns);
   engine_exit(g);
   return 0;

@@ -58,13 +58,18 @@ bool park_ends_early(G* g, uint32_t bits);
 
 // Sleeps until claimed. In the engine, with nothing locked. In line, as the whole way down to the
 // switch is: each return on the other side is to an address that the processor did not foresee.
-inline Reason park(G* g) {
+// `next`, claimed by the caller, is to be the next to run here (switch_to); null: whoever it is.
+inline Reason park(G* g, G* next = nullptr) {
   // Who parks gives its P up anyway: the end of its slice, which sysmon may mark at any moment,
   // ends no wait.
   constexpr uint32_t kEndsNoWait = kAttProbe | kAttResumed | kAttPreempt | kAttMakeWay;
   uint32_t bits = g->attention.load(std::memory_order_relaxed) & ~kEndsNoWait;
-  if (WEFT_UNLIKELY(bits != 0) && park_ends_early(g, bits)) return Reason::kInterrupted;
-  switch_away();
+  if (WEFT_UNLIKELY(bits != 0) && park_ends_early(g, bits)) {
+    if (next != nullptr) ready(next);
+    return Reason::kInterrupted;
+  }
+  if (next != nullptr) switch_to(next);
+  else switch_away();
   gave_way(g);  // asked before it parked
   return static_cast<Reason>(g->park.load(std::memory_order_acquire) & 7);
 }

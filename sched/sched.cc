@@ -304,6 +304,21 @@ void g_start(G* g) {
 
 namespace {
 
+// Whether next, claimed by the caller, may run on p without standing in a queue: nobody sees it
+// before it does, so there is nobody to be told. If others are due, or it is still on its way off
+// another M, it is readied. What stays in runnext has its turn at the next maintain(), as it would
+// behind two that ready each other.
+WEFT_INLINE bool goes_at_once(P* p, G* next) {
+  if (WEFT_LIKELY(p != nullptr && p->switches.load(std::memory_order_relaxed) % kMaintain != 0 &&
+                  !p->look.load(std::memory_order_relaxed) && !p->global_turns &&
+                  next->on_cpu.load(std::memory_order_acquire) == 0)) {
+    p->inherit = true;
+    return true;
+  }
+  ready(next);
+  return false;
+}
+
 // g, whose state says how it stands, leaves m to next; null: g0 looks further.
 WEFT_INLINE void leave(G* g, M* m, P* p, G* next) {
   if (next == g) {  // readied before it could leave: it just goes on
@@ -335,6 +350,18 @@ void switch_away() {
   }
   m->trace.add(Ev::kPark, g->index, why);
   leave(g, m, p, next);
+}
+
+void switch_to(G* next) {
+  G* g = t_g;
+  M* m = g->m;
+  if (!goes_at_once(m->p, next)) {
+    switch_away();
+    return;
+  }
+  if (g->ready_tsc != 0) learn_habit(g);
+  begin_run(m, m->p, next, Ev::kSwitch, static_cast<uint64_t>(g->wait));
+  do_switch(g, next);
 }
 
 void yield(bool to_global) {
@@ -402,16 +429,17 @@ void yield_preempted(Preempt why) {
   yield(true);
 }
 
-void g_exit() {
+void g_exit(G* next) {
   G* g = t_g;
   M* m = g->m;
   m->trace.add(Ev::kExit, g->index);
+  P* p = m->p;
+  if (next != nullptr && !goes_at_once(p, next)) next = nullptr;
   if (g->wired) {
     do_switch(g, &m->g0);  // schedule_g0 ends this kernel thread
     __builtin_unreachable();
   }
-  P* p = m->p;
-  G* next = pick_local(p);
+  if (next == nullptr) next = pick_local(p);
   if (next != nullptr && next->on_cpu.load(std::memory_order_acquire) == 0) {
     begin_run(m, p, next, Ev::kRun, p->id);
     do_switch(g, next);

@@ -203,6 +203,9 @@ void ready_in_turn(G* g);
 void ready_list(GList& gs);              // netpoll: the whole batch, one wake each as needed
 // Switches away from the calling G until somebody readies it. See park.h.
 void switch_away();
+// The same, to `next`, which the caller has claimed and not readied: it runs here at once, past
+// runnext and ring, as if it had been readied just now. Unless others are due: then it is.
+void switch_to(G* next);
 // Lets others run; the G stays runnable (local tail, or the global queue).
 void yield(bool to_global);
 // g has done what sysmon's marks asked for, by whichever of them, or by a signal.
@@ -220,8 +223,9 @@ inline Preempt preempt_why_taken(G* g) {
   g->preempt_why = 0;
   return why;
 }
-// Ends the calling G, already marked dead. It is off its stack when `on_cpu` is 0.
-[[noreturn]] void g_exit();
+// Ends the calling G, already marked dead. It is off its stack when `on_cpu` is 0. `next` as in
+// switch_to, or null.
+[[noreturn]] void g_exit(G* next = nullptr);
 // State kDead; before a joiner is told or the slot is freed (g_free). Whom it readies from
 // here on runs next on this P: no other M is woken for that.
 void g_mark_dead(G* g);

@@ -1,7 +1,8 @@
 // park_model.cc - park, claim, ready and on_cpu (sched/park.h, g.h) under every order.
 //
 // One G waits three times. A waker ends each wait; a timer, armed for the first wait only,
-// fires whenever it likes, in the second too. Two Ms switch from the G and pick it up.
+// fires whenever it likes, in the second too. Two Ms switch from the G and pick it up; a third
+// ends a wait of its own and runs the G at once (switch_to), or readies it if it still leaves.
 // Must hold: the G runs on one M at a time, from saved registers; each wait ends once; a
 // token of an earlier wait ends no later one; no wake is lost.
 #include "tests/model/interleave.h"
@@ -10,7 +11,7 @@ namespace {
 
 using namespace model;
 
-enum Mutant { kNone, kPickerDoesNotWait, kClaimInTwoSteps, kNoSequence, kOffCpuTooSoon, kSkipsThePark };
+enum Mutant { kNone, kPickerDoesNotWait, kClaimInTwoSteps, kNoSequence, kOffCpuTooSoon, kSkipsThePark, kSwitchesToOnCpu };
 enum Reason : uint64_t { kWaiting = 1, kWoken = 2, kTimeout = 3 };
 constexpr uint64_t kRounds = 3;
 
@@ -91,6 +92,14 @@ struct Park {
     }
   }
 
+  void resume(int me) {
+    check(runs_on == 0, "runs on two Ms");
+    runs_on = me;
+    on_cpu.store(1);
+    check(saved.load() == round, "continued from registers that were not saved");
+    run(me, false);
+  }
+
   void m_loop(int me, bool has_it) {
     if (has_it) run(me, true);
     for (;;) {
@@ -99,17 +108,23 @@ struct Park {
       if (ended == 1) return;
       if (!pop()) continue;
       if (mutant != kPickerDoesNotWait) await([this] { return on_cpu.peek() == 0; });
-      check(runs_on == 0, "runs on two Ms");
-      runs_on = me;
-      on_cpu.store(1);
-      check(saved.load() == round, "continued from registers that were not saved");
-      run(me, false);
+      resume(me);
     }
+  }
+
+  // Whose G, about to sleep, wakes ours. Once: the others are there for more.
+  void switch_to(int me) {
+    await([this] { return published.peek() != 0 || ended == 1; });
+    if (ended == 1) return;
+    if (!claim(published.exchange(0), kWoken)) return;
+    if (mutant != kSwitchesToOnCpu && on_cpu.load() != 0) ready();
+    else resume(me);
   }
 
   void start() {
     go("M1", [this] { m_loop(1, true); });
     go("M2", [this] { m_loop(2, false); });
+    go("M3", [this] { switch_to(3); });
     go("waker", [this] {
       for (;;) {
         locals(12);
@@ -133,11 +148,12 @@ struct Park {
 }  // namespace
 
 int main() {
-  model::expect_holds<Park>("three waits, a waker, a stray timer, two Ms");
+  model::expect_holds<Park>("three waits, two wakers, a stray timer, three Ms");
   model::expect_breaks<Park>("the picker does not wait for on_cpu", kPickerDoesNotWait);
   model::expect_breaks<Park>("claim is a load and a store", kClaimInTwoSteps);
   model::expect_breaks<Park>("tokens carry no sequence", kNoSequence);
   model::expect_breaks<Park>("on_cpu is cleared before the registers are saved", kOffCpuTooSoon);
   model::expect_breaks<Park>("a G already claimed goes on without parking", kSkipsThePark);
+  model::expect_breaks<Park>("it is run at once while it still leaves", kSwitchesToOnCpu);
   return model::summary();
 }
