@@ -19,6 +19,7 @@
 #include "preload/fork.h"
 #include "preload/io_stdio.h"
 #include "preload/knobs.h"
+#include "preload/last.h"
 #include "preload/say.h"
 #include "preload/signals.h"
 #include "preload/tcb.h"
@@ -161,7 +162,7 @@ bool boot() {
   fork_hooks_install();
   if (k.netpoll == Netpoll::kOff) netpoll_disable();
   else stdio_boot();
-  live_threads.store(1, std::memory_order_relaxed);
+  last_boot();
   if (sched_boot(c, g1, slot) != 0) return stay_native("cannot start the scheduler's threads");
   dump_boot();
   boot_state.store(kUp, std::memory_order_release);

@@ -1,6 +1,6 @@
 // native.cc - see native.h.
 //
-// A thread of libc's own counts among those whose last one's end is exit(0) (live_threads), so its
+// A thread of libc's own counts among those whose last one's end is exit(0) (last.h), so its
 // end must be seen, be it by return, pthread_exit or a cancel. What sees it is a key whose
 // destructor sets the value again until libc's last round: by then thread_locals and the values of
 // the program's keys are gone, and what exits is a thread with its TLS, as natively. (libc's own
@@ -13,8 +13,8 @@
 #include <limits.h>
 #include <stdlib.h>
 
+#include "preload/last.h"
 #include "preload/real.h"
-#include "preload/thread.h"
 
 namespace weft {
 namespace {
@@ -34,7 +34,7 @@ void ended(void* p) {
   auto* s = static_cast<Start*>(p);
   if (++s->rounds < PTHREAD_DESTRUCTOR_ITERATIONS && real().pthread_setspecific(key(), s) == 0) return;
   free(s);
-  if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
+  if (last_ended_native()) exit(0);
 }
 
 bool make_key() {
@@ -52,7 +52,7 @@ void* run(void* p) {
   Start mine = *s;
   if (real().pthread_setspecific(key(), s) != 0) {  // no memory: nobody waits for its end then
     free(s);
-    live_threads.fetch_sub(1, std::memory_order_acq_rel);
+    last_ended_native();
   }
   if (mine.fn_c11 == nullptr) return mine.fn(mine.arg);
   return reinterpret_cast<void*>(static_cast<intptr_t>(mine.fn_c11(mine.arg)));
@@ -68,10 +68,10 @@ int native_create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(voi
     return EAGAIN;
   }
   *s = Start{start, start_c11, arg, 0};
-  live_threads.fetch_add(1, std::memory_order_relaxed);
+  last_began_native();
   int err = real().pthread_create(out, attr, run, s);
   if (err == 0) return 0;
-  live_threads.fetch_sub(1, std::memory_order_relaxed);  // the caller lives: not the last
+  last_ended_native();  // the caller lives: not the last
   free(s);
   return err;
 }

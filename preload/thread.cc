@@ -20,6 +20,7 @@
 #include "preload/ids.h"
 #include "preload/interrupt.h"
 #include "preload/knobs.h"
+#include "preload/last.h"
 #include "preload/native.h"
 #include "preload/signals.h"
 #include "preload/spawn_attr.h"
@@ -39,8 +40,6 @@ extern void __pthread_unregister_cancel(__pthread_unwind_buf_t*);
 }
 
 namespace weft {
-
-std::atomic<uint32_t> live_threads{0};
 
 namespace {
 
@@ -133,7 +132,7 @@ int create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
   }
   g->sigmask = mask & kAllSignals;
   if (a.has_sigmask) masks_note(0, ~g->sigmask);
-  live_threads.fetch_add(1, std::memory_order_relaxed);
+  last_began(t);
   *out = pthread_of(g);
   g_prepare(g, g->stack_hi, [](void* p) { host_g_main(static_cast<G*>(p)); }, g);
   if (self != nullptr) engine_enter(self);
@@ -230,7 +229,7 @@ void thread_finish(Thread* t) {
   if (!g->wired) signals_leave(g);
   tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
-  if (live_threads.fetch_sub(1, std::memory_order_acq_rel) == 1) exit(0);
+  if (last_ended(t)) exit(0);
   if (t->clear_tid_set) clear_tid_at_end(t);
   bool slot = g->cls != nullptr;  // the first thread's TCB stays as it is
   if (slot) tcb_reset(g);

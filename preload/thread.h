@@ -18,6 +18,7 @@
 namespace weft {
 
 enum JoinState : uint32_t { kJoinable = 0, kEnded = 1, kDetached = 2 };
+enum Over : uint32_t { kOver = 0, kLives = 1, kCounted = 2 };  // last.h
 
 // Signals queued for a thread or the process; sigsend.cc.
 struct PendingSet {
@@ -35,6 +36,7 @@ struct Thread {
   std::atomic<uint32_t> join{kJoinable};
   std::atomic<uint32_t> joining{0};      // a joiner is at work: a second one gets EINVAL
   std::atomic<Thread*> joins{nullptr};   // whom this thread joins, for EDEADLK
+  std::atomic<uint32_t> over{kOver};
   std::atomic<bool> alive{false};
   bool tsd_used = false;
   bool first_run = false;                // its TCB was made just now
@@ -97,7 +99,5 @@ G* first_thread();
 void boot_after_fork();
 // TSD destructors, four rounds (tsd.cc).
 void tsd_run_destructors(Thread* t);
-// Number of threads that POSIX counts: the last one's end is exit(0).
-extern std::atomic<uint32_t> live_threads;
 
 }  // namespace weft
