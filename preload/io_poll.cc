@@ -28,6 +28,7 @@ bool in_place_begin(uint32_t most) {
   if (p == nullptr || p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0)
     return false;
   if (most == kEpollLoops && netpoll_waiters()) return false;
+  if (most == kPollLoops && any_work()) return false;
   uint32_t n = n_in_place.load(std::memory_order_relaxed);
   while (n < most)
     if (n_in_place.compare_exchange_weak(n, n + 1, std::memory_order_relaxed)) return true;
@@ -117,6 +118,21 @@ bool surely_not_ready(const struct pollfd* fds, nfds_t n, const WatchSet& s) {
   return true;
 }
 
+// A look before the wait is a system call for nothing where descriptors are seldom ready by then, as
+// for a client whose server shares its cores (pgbench: nine in ten); where they mostly are, it spares
+// the wait's bracket, 0.3 us. Learnt by each thread: after kVain looks in vain it takes each
+// kVainTry-th only.
+constexpr uint8_t kVain = 4, kVainTry = 16;
+thread_local constinit uint8_t t_looks_in_vain = 0, t_looks_left_out = 0;
+
+long look_before_wait(struct pollfd* fds, nfds_t n) {
+  if (t_looks_in_vain == kVain && ++t_looks_left_out % kVainTry != 0) return 0;
+  long r = poll_now(fds, n);
+  if (r != 0) t_looks_in_vain = 0;
+  else if (t_looks_in_vain < kVain) t_looks_in_vain++;
+  return r;
+}
+
 // Parked, round by round. -EPERM and the like: not possible this way.
 long poll_parked(struct pollfd* fds, nfds_t n, uint64_t deadline) {
   WatchSet s;
@@ -165,7 +181,7 @@ long g_poll(struct pollfd* fds, nfds_t n, uint64_t deadline, const sigset_t* mas
     if (r == 0) {
       bool here = in_place_begin(kPollLoops);
       if (!here && n <= 1u << 20) r = poll_parked(fds, n, deadline);
-      else if (!few || (r = poll_now(fds, n)) == 0) r = -EPERM;
+      else if (!few || (r = look_before_wait(fds, n)) == 0) r = -EPERM;
       if (r < 0 && r != -EINTR) r = poll_in_kernel(fds, n, deadline, nullptr);
       if (here) in_place_end();
     }

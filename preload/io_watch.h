@@ -11,7 +11,11 @@
 // beside peers that need the cores a wake-up through our epoll comes too late (pgbench -c 16 -j 4,
 // 2 cores: 3,400 to 4,500 tx/s natively, 2,300 to 2,900 parked, 4,200 in place): kPollLoops of them.
 // Either way only while the P has nothing to run, and only for what looks like a loop (epoll_wait, or
-// more than kFewFds descriptors).
+// more than kFewFds descriptors). Of the loops over poll and select none that could take up what stands on
+// another P: one that came back from its wait while all were busy stands there as runnext, behind a G whose
+// M may have lost its core (place_woken), and waited up to half a millisecond for sysmon, now for the next
+// who would wait. pgbench: 127 us of processor time a transaction, before 134, natively 108, and 5.6
+// switches in the kernel, before 5.9, natively 5.0.
 #pragma once
 
 #include "preload/io_fd.h"
