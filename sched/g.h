@@ -46,6 +46,8 @@ struct AltStack {  // the kernel's stack_t in our own words
 };
 
 struct alignas(kCacheLine) G {
+  // Each switch, park and wake-up touches these two lines and no more: one thread of thousands finds
+  // them in no cache.
   // --- the switch (asm/offsets.h)
   void* sp = nullptr;
   uintptr_t fs = 0;
@@ -60,6 +62,8 @@ struct alignas(kCacheLine) G {
   // when sysmon retakes a P (syscall.h).
   std::atomic<uint64_t> state{0};
   std::atomic<uint64_t> park{0};    // [sequence:61 | Reason:3], see park.h
+  void* thread = nullptr;           // preload's Thread, placed behind struct pthread
+
   // Something waits for this G to leave the engine: bits of Attention.
   std::atomic<uint32_t> attention{0};
   std::atomic<bool> interruptible{false};  // the current park may end kInterrupted
@@ -71,9 +75,9 @@ struct alignas(kCacheLine) G {
   const void* wait_on = nullptr;
   uint64_t wait_since_ns = 0;
   uint64_t ready_tsc = 0;           // when this G last readied another one (sched.cc, wake habit)
-  // sysmon's: how much of its slice it had used when it last made way for a woken G, and its
-  // park word then; since a park the slice is a new one.
-  uint64_t slice_used_ns = 0, slice_park = 0;
+  uint64_t sigmask = 0;             // virtualised by preload/ (kernel bit order), as altstack below
+  uint32_t index = 0;               // in all_gs
+  std::atomic<uint32_t> spin_marks{0};  // written by this G, read by sysmon (spinwait.h)
   uint8_t preempt_why = 0;          // a Preempt, for kAttPreempt; its own
   uint8_t wake_habit = 0;           // saturating: how often it parked right after a ready()
   uint8_t made = 0;                 // Gs it has made since it last gave way (g_start)
@@ -82,26 +86,26 @@ struct alignas(kCacheLine) G {
   bool ahead = false;               // serves many: its last descriptor listens, or is an epoll
   uint8_t call_habit = 0;           // saturating: how often its calls slept (syscall.h)
   bool fresh = true;                // the slot has no TLS yet
+  uint32_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
+  uint32_t vtid = 0;                // what gettid() answers
+
+  // sysmon's: how much of its slice it had used when it last made way for a woken G, and its
+  // park word then; since a park the slice is a new one.
+  uint64_t slice_used_ns = 0, slice_park = 0;
 
   // --- waiting by spinning (spinwait.h)
-  std::atomic<uint32_t> spin_marks{0};   // written by this G, read by sysmon
   std::atomic<uint64_t> probe_cpu_ns{0};  // sysmon's: its M's processor time as of kAttProbe
   std::atomic<uint64_t> resumed_cpu_ns{0};  // its own: the same as of kAttResumed
   uint64_t resumed_tsc = 0;
   uint64_t quiet_ns = 0;            // how long it had made no call when it was preempted; 0: it had
 
-  // --- signals, virtualised by preload/ (kernel bit order)
-  uint64_t sigmask = 0;
-  uint32_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
   AltStack altstack;
 
   // --- processor time (cpuclock.h)
   std::atomic<uint64_t> cpu_ns{0};  // charged to it
   std::atomic<uint64_t> cpu_shown{0};  // the most that anybody was told
 
-  // --- identity and memory
-  uint32_t vtid = 0;                // what gettid() answers
-  uint32_t index = 0;               // in all_gs
+  // --- memory
   StackClass* cls = nullptr;        // where the slot goes back to
   char* stack_lo = nullptr;         // lowest usable byte
   char* stack_hi = nullptr;         // where the first frame starts
@@ -109,10 +113,8 @@ struct alignas(kCacheLine) G {
   char* slot_stack_hi = nullptr;    // as stack_hi, also while a stack of the program's is used
   size_t guard_bytes = 0;
   G* all_next = nullptr;            // list of every G ever made; append-only
-
-  // --- the thread that preload/ makes of it
-  void* thread = nullptr;           // preload's Thread, placed behind struct pthread
 };
+static_assert(offsetof(G, attention) == kCacheLine && offsetof(G, slice_used_ns) == 2 * kCacheLine);
 
 enum Attention : uint32_t {
   kAttSignal = 1,   // deferred or directed signals to deliver

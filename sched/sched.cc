@@ -89,6 +89,7 @@ WEFT_INLINE void wake_for(G* self, P* p, bool displaced) {
 void warm(const G* g) {
   const char* sp = static_cast<const char*>(g->sp);
   for (int i = 0; i < 10; i++) __builtin_prefetch(sp + 64 * i, 1, 2);
+  __builtin_prefetch(&g->attention, 1, 2);
   __builtin_prefetch(g->thread, 1, 2);
   __builtin_prefetch(reinterpret_cast<const char*>(g->fs) - 64, 1, 2);
 }
