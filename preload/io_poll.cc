@@ -11,6 +11,7 @@
 #include "preload/io_signal.h"
 #include "preload/io_wait.h"
 #include "preload/io_watch.h"
+#include "sched/fair.h"
 
 namespace weft {
 namespace {
@@ -28,7 +29,7 @@ bool in_place_begin(uint32_t most) {
   if (p == nullptr || p_has_work(p) || sched.globq_n.load(std::memory_order_relaxed) != 0)
     return false;
   if (most == kEpollLoops && netpoll_waiters()) return false;
-  if (most == kPollLoops && any_work()) return false;
+  if (most == kPollLoops && placed_lately() && any_work()) return false;
   uint32_t n = n_in_place.load(std::memory_order_relaxed);
   while (n < most)
     if (n_in_place.compare_exchange_weak(n, n + 1, std::memory_order_relaxed)) return true;

@@ -114,6 +114,11 @@ bool place_woken(G* g) {
   return true;
 }
 
+bool placed_lately() {
+  uint64_t now = sched.coarse_ns.load(std::memory_order_relaxed);
+  return now - sched.fair_since_ns.load(std::memory_order_relaxed) < kFairForNs;
+}
+
 void slice_begins(P* p, uint64_t now, uint64_t before) {
   if (G* g = p->way_g) {  // it made way; if it has parked since, slice_park shows that
     g->slice_used_ns = p->way_used_ns;

@@ -62,6 +62,8 @@ constexpr uint64_t kCrowdLookNs = 1'500'000;
 // From no P's own M, with no P idle: g runs next on the P that has run one G the longest.
 // False: put it elsewhere.
 bool place_woken(G* g);
+// One was so placed of late, and may stand there yet.
+bool placed_lately();
 // Somebody could use p at once.
 bool others_wait(const P* p);
 // Many wait for p, none of whom was woken: they yield, or were preempted, and come round again.
