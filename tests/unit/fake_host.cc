@@ -64,6 +64,7 @@ std::atomic<int> failed{0};
 namespace weft {
 
 uint64_t host_now_ns() {
+  fake::clock_reads++;
   struct timespec ts;
   clock_gettime(CLOCK_MONOTONIC, &ts);
   return static_cast<uint64_t>(ts.tv_sec) * 1000000000u + static_cast<uint64_t>(ts.tv_nsec);
@@ -120,6 +121,7 @@ namespace fake {
 
 std::atomic<uint32_t> kernel_threads_started{0};
 std::atomic<uint32_t> attentions{0};
+std::atomic<uint64_t> clock_reads{0};
 
 void probe() {
   if (allocate_tls != nullptr) return;

@@ -62,5 +62,6 @@ int failures();
 // The host calls made so far, for tests that ask whether the engine made one.
 extern std::atomic<uint32_t> kernel_threads_started;
 extern std::atomic<uint32_t> attentions;
+extern std::atomic<uint64_t> clock_reads;
 
 }  // namespace fake
