@@ -113,7 +113,7 @@ inline long read_some(PollDesc* pd, size_t n, Try try_once, Block in_kernel) {
     if (w == 0) continue;
     if (w != kCannotWait) return io_end(c, w);
     int fd = io_fd(c);
-    r = in_syscall_block([&] { return in_kernel(fd); });
+    r = in_cancel_syscall_block([&] { return in_kernel(fd); });
     io_end(c, 0);
     if (r == -EINTR) cancel_point();
     return r;

@@ -251,9 +251,31 @@ static void tty_read_eintr_and_restart(void)
     close_tty(tty);
 }
 
+// One that only the kernel can do, as it begins or later. It was slept over where the cancel came after the
+// call's last look and before its sleep.
+static void a_read_for_vmin_is_cancelled(void)
+{
+    struct tty tty = open_tty(1);
+    struct termios tio;
+    tcgetattr(tty.slave, &tio);
+    tio.c_cc[VMIN] = 4;
+    tio.c_cc[VTIME] = 0;
+    tcsetattr(tty.slave, TCSANOW, &tio);
+    for (int i = 0; i < 2000; i++) {
+        struct io io = {.fd = tty.slave, .n = 64, .started = GATE_INIT};
+        pthread_t t = spawn(tty_reader, &io);
+        gate_wait(&io.started, 1);
+        for (volatile int spin = 0; spin < i % 100 * 50; spin++) continue;
+        MUST(pthread_cancel(t) == 0);
+        CHECK(join(t) == PTHREAD_CANCELED);
+    }
+    close_tty(tty);
+}
+
 static const struct CMUnitTest tests[] = {
     T(canonical_read_waits_for_the_line),
     T(raw_read_waits_for_vmin),
+    T(a_read_for_vmin_is_cancelled),
     T(master_read_and_readv),
     T(hangup_wakes_the_reader),
     T(big_write_completes_whole),
