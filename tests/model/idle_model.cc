@@ -125,6 +125,7 @@ struct Idle {
       Hold hold(lock);
       globq_n.store(globq_n.load() + 1);
     }
+    locals(21);
     wake_p();
     done = done + 1;
   }

@@ -14,7 +14,8 @@
 // hash of each thread's reads identify a state; one seen before is not explored again.
 // Every path is run afresh from the start (threads are stackful and cannot be copied).
 //
-// locals() forgets the reads that no longer matter: without it loops multiply states.
+// locals() forgets the reads that no longer matter: without it loops multiply states. So does a thread's
+// end: what finish() looks at is memory too (Var), no plain member that a thread has set.
 //
 // Waiting: never a loop; await(condition) takes the thread out until it holds. No thread
 // able to run before all have ended is a deadlock, that is, a lost wake-up.
@@ -395,7 +396,7 @@ Result explore(int mutant) {
           uint64_t h = 1;
           for (uint64_t c : ex.cells) h = mix(h, c);
           for (auto& t : ex.threads) {
-            h = mix(mix(h, t.seen), t.done);
+            h = mix(mix(h, t.done ? 0 : t.seen), t.done);
             for (int i = 0; i < t.pending; i++)
               h = mix(mix(h, t.buffer[i].value + 1), static_cast<uint64_t>(t.buffer[i].cell));
           }
