@@ -159,6 +159,15 @@ ABI_UNUSED static int in_child(int (*fn)(void *), void *arg) {
 ABI_UNUSED static int exit_code(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : -status; }
 ABI_UNUSED static int death_signal(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) : -1; }
 
+// Before the first thread: the program has the first of its cores alone.
+ABI_UNUSED static void keep_one_core(void) {
+  cpu_set_t one;
+  CHECK_OK(sched_getaffinity(0, sizeof one, &one));
+  for (int i = 0, found = 0; i < CPU_SETSIZE; i++)
+    if (CPU_ISSET(i, &one) && found++ > 0) CPU_CLR(i, &one);
+  CHECK_OK(sched_setaffinity(0, sizeof one, &one));
+}
+
 // Memory that stays shared with forked children, zeroed.
 ABI_UNUSED static void *shared_memory(size_t bytes) {
   void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -137,11 +137,7 @@ static void a_thread_in_an_acceptors_place_has_turns_of_its_own(void **state) {
 }
 
 int main(void) {
-  cpu_set_t one;
-  CHECK_OK(sched_getaffinity(0, sizeof one, &one));
-  for (int i = 0, found = 0; i < CPU_SETSIZE; i++)
-    if (CPU_ISSET(i, &one) && found++ > 0) CPU_CLR(i, &one);
-  CHECK_OK(sched_setaffinity(0, sizeof one, &one));
+  keep_one_core();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_thread_in_an_acceptors_place_has_turns_of_its_own),
       cmocka_unit_test(waiting_ones_are_accepted_in_few_turns),

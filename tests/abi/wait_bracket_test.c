@@ -72,11 +72,7 @@ static void a_wait_goes_on_after_a_long_handler(void **state) {
 }
 
 int main(void) {
-  cpu_set_t one;
-  CHECK_OK(sched_getaffinity(0, sizeof one, &one));
-  for (int i = 0, found = 0; i < CPU_SETSIZE; i++)
-    if (CPU_ISSET(i, &one) && found++ > 0) CPU_CLR(i, &one);
-  CHECK_OK(sched_setaffinity(0, sizeof one, &one));
+  keep_one_core();
   count_copies();
   const struct CMUnitTest tests[] = {cmocka_unit_test(a_wait_goes_on_after_a_long_handler)};
   return cmocka_run_group_tests(tests, NULL, NULL);
