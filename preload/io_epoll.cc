@@ -66,10 +66,6 @@ long g_wait(int fd, struct epoll_event* ev, int max, uint64_t deadline, const si
   return r;
 }
 
-uint64_t ms_deadline(int ms) {
-  return ms < 0 ? kNever : host_now_ns() + static_cast<uint64_t>(ms) * 1000000u;
-}
-
 }  // namespace
 }  // namespace weft
 

@@ -11,21 +11,6 @@
 #include "preload/cancel.h"
 #include "preload/io_wait.h"
 
-namespace weft {
-namespace {
-
-// libc's function inside the protocol, as a cancellation point: -1 and errno are its own.
-template <class F>
-auto libc_kernel(F f) {
-  cancel_point();
-  auto r = in_cancel_syscall([&] { return libc_call(f); });
-  if (r == -1 && errno == EINTR) cancel_point();
-  return r;
-}
-
-}  // namespace
-}  // namespace weft
-
 using namespace weft;
 
 WEFT_EXPORT int fsync(int fd) {

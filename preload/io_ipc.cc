@@ -8,52 +8,38 @@
 #include "preload/cancel.h"
 #include "preload/io_wait.h"
 
-namespace weft {
-namespace {
-
-template <class F>
-auto ipc(F f) {
-  cancel_point();
-  auto r = in_cancel_syscall([&] { return libc_call(f); });
-  if (r == -1 && errno == EINTR) cancel_point();
-  return r;
-}
-
-}  // namespace
-}  // namespace weft
-
 using namespace weft;
 
 WEFT_EXPORT int mq_send(mqd_t q, const char* m, size_t n, unsigned prio) {
   if (this_g() == nullptr) return real().mq_send(q, m, n, prio);
-  return ipc([&] { return real().mq_send(q, m, n, prio); });
+  return libc_kernel([&] { return real().mq_send(q, m, n, prio); });
 }
 
 WEFT_EXPORT int mq_timedsend(mqd_t q, const char* m, size_t n, unsigned prio,
                              const struct timespec* until) {
   if (this_g() == nullptr) return real().mq_timedsend(q, m, n, prio, until);
-  return ipc([&] { return real().mq_timedsend(q, m, n, prio, until); });
+  return libc_kernel([&] { return real().mq_timedsend(q, m, n, prio, until); });
 }
 
 WEFT_EXPORT ssize_t mq_receive(mqd_t q, char* m, size_t n, unsigned* prio) {
   if (this_g() == nullptr) return real().mq_receive(q, m, n, prio);
-  return ipc([&] { return real().mq_receive(q, m, n, prio); });
+  return libc_kernel([&] { return real().mq_receive(q, m, n, prio); });
 }
 
 WEFT_EXPORT ssize_t mq_timedreceive(mqd_t q, char* __restrict m, size_t n, unsigned* __restrict prio,
                                     const struct timespec* __restrict until) {
   if (this_g() == nullptr) return real().mq_timedreceive(q, m, n, prio, until);
-  return ipc([&] { return real().mq_timedreceive(q, m, n, prio, until); });
+  return libc_kernel([&] { return real().mq_timedreceive(q, m, n, prio, until); });
 }
 
 WEFT_EXPORT int msgsnd(int q, const void* m, size_t n, int flags) {
   if (this_g() == nullptr) return real().msgsnd(q, m, n, flags);
-  return ipc([&] { return real().msgsnd(q, m, n, flags); });
+  return libc_kernel([&] { return real().msgsnd(q, m, n, flags); });
 }
 
 WEFT_EXPORT ssize_t msgrcv(int q, void* m, size_t n, long type, int flags) {
   if (this_g() == nullptr) return real().msgrcv(q, m, n, type, flags);
-  return ipc([&] { return real().msgrcv(q, m, n, type, flags); });
+  return libc_kernel([&] { return real().msgrcv(q, m, n, type, flags); });
 }
 
 // Not cancellation points.

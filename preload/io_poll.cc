@@ -328,10 +328,6 @@ long g_select(int n, fd_set* rd, fd_set* wr, fd_set* ex, uint64_t deadline, cons
   return r;
 }
 
-uint64_t ms_deadline(int ms) {
-  return ms < 0 ? kNever : host_now_ns() + static_cast<uint64_t>(ms) * 1000000u;
-}
-
 }  // namespace
 }  // namespace weft
 

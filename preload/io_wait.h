@@ -97,4 +97,13 @@ inline long io_kernel_block(F f) {
   return r;
 }
 
+// libc's function inside the protocol, as a cancellation point: -1 and errno are its own.
+template <class F>
+inline auto libc_kernel(F f) {
+  cancel_point();
+  auto r = in_cancel_syscall([&] { return libc_call(f); });
+  if (r == -1 && errno == EINTR) cancel_point();
+  return r;
+}
+
 }  // namespace weft

@@ -43,6 +43,11 @@ void watch_free(WatchSet& s);
 // Samples the descriptor's direction. False: the descriptor is beyond our table.
 bool watch_add(WatchSet& s, int fd, PollDir dir);
 
+// The deadline of a call that is given milliseconds, negative: none.
+inline uint64_t ms_deadline(int ms) {
+  return ms < 0 ? kNever : host_now_ns() + static_cast<uint64_t>(ms) * 1000000u;
+}
+
 // Remaining time as poll's and select's callers hand it to the kernel; null: for ever.
 struct Remaining {
   struct timespec ts;
