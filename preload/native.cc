@@ -23,7 +23,8 @@ struct Start {
   void* (*fn)(void*);
   int (*fn_c11)(void*);
   void* arg;
-  int rounds;  // of destructors so far
+  int rounds;    // of destructors so far
+  bool counted;
 };
 
 std::atomic<uint32_t> key_plus_1{0};  // 0: none yet. Made when first needed: they are few
@@ -50,7 +51,9 @@ bool make_key() {
 void* run(void* p) {
   auto* s = static_cast<Start*>(p);
   Start mine = *s;
-  if (real().pthread_setspecific(key(), s) != 0) {  // no memory: nobody waits for its end then
+  if (!mine.counted) {
+    free(s);
+  } else if (real().pthread_setspecific(key(), s) != 0) {  // no memory: nobody waits for its end then
     free(s);
     last_ended_native();
   }
@@ -63,15 +66,14 @@ void* run(void* p) {
 int native_create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
                   int (*start_c11)(void*), void* arg) {
   auto* s = static_cast<Start*>(malloc(sizeof(Start)));
-  if (s == nullptr || !make_key()) {
-    free(s);
-    return EAGAIN;
-  }
-  *s = Start{start, start_c11, arg, 0};
-  last_began_native();
+  if (s == nullptr) return EAGAIN;
+  // Where the program has used up all keys, a thread runs all the same, and main's end may cut it short.
+  *s = Start{start, start_c11, arg, 0, make_key()};
+  bool counted = s->counted;
+  if (counted) last_began_native();
   int err = real().pthread_create(out, attr, run, s);
   if (err == 0) return 0;
-  last_ended_native();  // the caller lives: not the last
+  if (counted) last_ended_native();  // the caller lives: not the last
   free(s);
   return err;
 }

@@ -216,6 +216,30 @@ static int main_leaves_pinned_ones(void *how) {
   pthread_exit(NULL);
 }
 
+// Seeing its end takes a key; with none left such a thread was refused.
+static void *end_at_once(void *arg) { return arg; }
+static int pinned_without_keys(void *arg) {
+  pthread_attr_t attr;
+  pthread_t t;
+  pthread_key_t key;
+  cpu_set_t one;
+  join(start(end_at_once, NULL));
+  while (pthread_key_create(&key, NULL) == 0) {
+  }
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setaffinity_np(&attr, sizeof one, &one));
+  CHECK_OK(pthread_create(&t, &attr, end_at_once, arg));
+  CHECK(join(t) == arg);
+  exit(7);
+}
+
+static void a_thread_left_to_the_kernel_needs_no_key(void **state) {
+  (void)state;
+  CHECK_EQ(exit_code(in_child(pinned_without_keys, &record)), 7);
+}
+
 static void a_thread_left_to_the_kernel_may_be_the_last(void **state) {
   (void)state;
   for (intptr_t how = 0; how < 3; how++) {
@@ -383,6 +407,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(last_thread_ends_the_process),
       cmocka_unit_test(exit_by_a_thread_after_main_left),
       cmocka_unit_test(a_thread_left_to_the_kernel_may_be_the_last),
+      cmocka_unit_test(a_thread_left_to_the_kernel_needs_no_key),
       cmocka_unit_test(stdio_is_flushed),
       cmocka_unit_test(exit_right_after_creating),
       cmocka_unit_test(exit_by_many_at_once),
