@@ -54,7 +54,7 @@ static void an_emptied_pipe_is_waited_for(void)
         int p[2];
         struct one_read r;
         pthread_t t = read_an_emptied_pipe(&r, p);
-        usleep(200);  // main comes back while it waits, on one processor as well
+        settle();  // main comes back while it waits, on one processor as well
         CHECK_EQ(r.done.n, 0);
         MUST(write(p[1], "x", 1) == 1);
         join(t);
@@ -87,7 +87,7 @@ static void a_pipe_filled_unseen_is_waited_for(void)
         }
         struct one_read w = {.fd = p[1]};
         pthread_t t = spawn(write_one, &w);
-        usleep(200);
+        settle();
         CHECK_EQ(w.done.n, 0);
         for (ssize_t out = 0; out < in; out += r) {
             r = read(p[0], page, sizeof page);
