@@ -157,6 +157,10 @@ bool boot() {
   if (main_thread) {
     tcb_unregister_rseq();
     g1 = make_g1();
+    if (!land_first(g1)) {
+      g1 = nullptr;
+      return stay_native("no thread-specific key is left");
+    }
   }
   signals_boot(g1);
   fork_hooks_install();

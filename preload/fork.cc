@@ -23,6 +23,7 @@
 #include <linux/rseq.h>
 
 #include "preload/api.h"
+#include "preload/foreign.h"
 #include "preload/io_fd.h"
 #include "preload/kcall.h"
 #include "preload/tcb.h"
@@ -119,6 +120,7 @@ void fork_in_child() {
   spawn_after_fork();
   wire_after_fork();
   kcall_after_fork();
+  own_threads_after_fork();
   run_hook(sync_after_fork);
   run_hook(io_after_fork);
   run_hook(signal_after_fork);

@@ -15,6 +15,12 @@
 // A thread is counted once, by whose CAS it was, and takes itself out only if it was. Either 2 sees
 // a, or 1 was before b and c sees it. The count begins with one for main, so c never empties it.
 // The model: tests/model/last_model.cc.
+//
+// Foreign threads (foreign.h) keep the process, too, and may make others; nobody sees them end
+// but who waits for it. So where the last of ours finds one alive it leaves a keeper, a kernel
+// thread that from then on is who calls exit(0), when neither is left. It is not the thread that
+// ended last, which is all that differs from native. (libc's own count never falls to the last
+// one: it has our Ms.)
 #pragma once
 
 #include "preload/thread.h"
@@ -34,8 +40,5 @@ inline void last_began(Thread* t) {
 }
 // t, the calling thread, is at its end: whether it is to exit.
 bool last_ended(Thread* t);
-// Threads of libc's own (native.cc) are counted from the first.
-void last_began_native();
-bool last_ended_native();
 
 }  // namespace weft

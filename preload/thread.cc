@@ -21,7 +21,6 @@
 #include "preload/interrupt.h"
 #include "preload/knobs.h"
 #include "preload/last.h"
-#include "preload/native.h"
 #include "preload/signals.h"
 #include "preload/spawn_attr.h"
 #include "preload/tcb.h"
@@ -266,13 +265,13 @@ WEFT_EXPORT int pthread_create(pthread_t* out, const pthread_attr_t* attr,
                                void* (*start)(void*), void* arg) {
   if (!weft_boot()) return real().pthread_create(out, attr, start, arg);
   int r = create(out, attr, start, nullptr, arg);
-  return r >= 0 ? r : native_create(out, attr, start, nullptr, arg);
+  return r >= 0 ? r : real().pthread_create(out, attr, start, arg);
 }
 
 WEFT_EXPORT int thrd_create(thrd_t* out, thrd_start_t start, void* arg) {
   if (!weft_boot()) return real().thrd_create(out, start, arg);
   int r = create(out, nullptr, nullptr, start, arg);
-  if (r < 0) r = native_create(out, nullptr, nullptr, start, arg);
+  if (r < 0) return real().thrd_create(out, start, arg);
   return r == 0 ? thrd_success : r == ENOMEM ? thrd_nomem : thrd_error;
 }
 

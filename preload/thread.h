@@ -97,6 +97,8 @@ void prepare_thread(G* g);
 // The G of the thread that booted, or null when main stayed native.
 G* first_thread();
 void boot_after_fork();
+// g1, the caller, will end in thread_finish. False: that cannot be had (main_landing.cc).
+bool land_first(const G* g1);
 // TSD destructors, four rounds (tsd.cc).
 void tsd_run_destructors(Thread* t);
 

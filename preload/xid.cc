@@ -19,6 +19,7 @@
 
 #include "preload/api.h"
 #include "preload/kcall.h"
+#include "preload/tasks.h"
 #include "preload/vfork.h"
 
 namespace weft {
@@ -61,32 +62,10 @@ bool tell_once(Seen& seen, int tid, KCall& call) {
   return true;
 }
 
-struct Dirent {
-  uint64_t ino;
-  int64_t off;
-  unsigned short reclen;
-  unsigned char type;
-  char name[1];
-};
-
-// One round over /proc/self/task. -1: not readable (chroot); else how many were new.
+// One round over the kernel's list. -1: not readable; else how many were new.
 int round_proc(Seen& seen, KCall& call) {
-  long fd = sys_call(SYS_openat, AT_FDCWD, sys_arg("/proc/self/task"),
-                     O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return -1;
   int fresh = 0;
-  alignas(8) char buf[2048];
-  long n;
-  while ((n = sys_call(SYS_getdents64, fd, sys_arg(&buf[0]), sizeof buf)) > 0)
-    for (long at = 0; at < n;) {
-      auto* d = reinterpret_cast<Dirent*>(buf + at);
-      at += d->reclen;
-      int tid = 0;
-      for (const char* s = d->name; *s >= '0' && *s <= '9'; s++) tid = tid * 10 + (*s - '0');
-      fresh += tell_once(seen, tid, call);
-    }
-  sys_call(SYS_close, fd);
-  return fresh;
+  return each_task([&](int tid) { fresh += tell_once(seen, tid, call); }) ? fresh : -1;
 }
 
 int round_ms(Seen& seen, KCall& call) {

@@ -7,10 +7,12 @@
 // Invariant: one end, one status, handlers at most once.
 #include "abi.h"
 
+#include <aio.h>
 #include <fcntl.h>
 
 struct record {
   int atexit_runs, quick_runs, order[8], steps, threads_done;
+  char byte;
 };
 static struct record *record;
 
@@ -199,19 +201,23 @@ static void *end_pinned(void *how) {
   if ((intptr_t)how == 2) pthread_cancel(pthread_self()), pthread_testcancel();
   return how;
 }
-static int main_leaves_pinned_ones(void *how) {
+static pthread_t start_pinned(void *(*routine)(void *), void *arg) {
   pthread_attr_t attr;
   pthread_t t;
   cpu_set_t one;
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
-  CHECK_OK(pthread_key_create(&kept, value_goes));
   CPU_ZERO(&one);
   CPU_SET(sched_getcpu(), &one);
   CHECK_OK(pthread_attr_init(&attr));
   CHECK_OK(pthread_attr_setaffinity_np(&attr, sizeof one, &one));
-  CHECK_OK(pthread_create(&t, &attr, end_pinned, how));
+  CHECK_OK(pthread_create(&t, &attr, routine, arg));
   CHECK_OK(pthread_attr_destroy(&attr));
+  return t;
+}
+static int main_leaves_pinned_ones(void *how) {
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+  CHECK_OK(pthread_key_create(&kept, value_goes));
+  start_pinned(end_pinned, how);
   start(end_at_leisure, NULL);
   pthread_exit(NULL);
 }
@@ -219,19 +225,11 @@ static int main_leaves_pinned_ones(void *how) {
 // Seeing its end takes a key; with none left such a thread was refused.
 static void *end_at_once(void *arg) { return arg; }
 static int pinned_without_keys(void *arg) {
-  pthread_attr_t attr;
-  pthread_t t;
   pthread_key_t key;
-  cpu_set_t one;
   join(start(end_at_once, NULL));
   while (pthread_key_create(&key, NULL) == 0) {
   }
-  CPU_ZERO(&one);
-  CPU_SET(sched_getcpu(), &one);
-  CHECK_OK(pthread_attr_init(&attr));
-  CHECK_OK(pthread_attr_setaffinity_np(&attr, sizeof one, &one));
-  CHECK_OK(pthread_create(&t, &attr, end_at_once, arg));
-  CHECK(join(t) == arg);
+  CHECK(join(start_pinned(end_at_once, arg)) == arg);
   exit(7);
 }
 
@@ -246,6 +244,133 @@ static void a_thread_left_to_the_kernel_may_be_the_last(void **state) {
     CHECK_EQ(exit_code(in_child(main_leaves_pinned_ones, (void *)how)), 0);
     CHECK_EQ(record->atexit_runs, 1);
     CHECK_EQ(record->threads_done, 1 + 10 + 1);
+  }
+}
+
+// Threads that libc makes for itself are threads of the process: main's end cut them short before.
+// A timer's thread lives on; what it calls may make threads, and end the process.
+static void *exit_9(void *arg) {
+  (void)arg;
+  if (LOAD(&record->atexit_runs) == 0) exit(9);
+  return NULL;
+}
+static void timer_rings(union sigval v) {
+  if (v.sival_int == 0) {
+    pthread_join(abi_main_thread, NULL);
+    for (int i = 0; i < 3; i++) join(start(small_thread, NULL));  // each is the last one for a while
+    start(exit_9, NULL);
+  }
+}
+static void call_by_timer(void (*function)(union sigval)) {
+  struct sigevent ev = {.sigev_notify = SIGEV_THREAD, .sigev_notify_function = function};
+  struct itimerspec soon = {.it_value.tv_nsec = 1};
+  timer_t timer;
+  CHECK_OK(timer_create(CLOCK_MONOTONIC, &ev, &timer));
+  CHECK_OK(timer_settime(timer, 0, &soon, NULL));
+}
+static int main_leaves_a_timer(void *arg) {
+  (void)arg;
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+  join(start(small_thread, NULL));
+  call_by_timer(timer_rings);
+  pthread_exit(NULL);
+}
+
+// A thread of aio's ends when it has nothing to do, and then is the last one.
+static int aio_pipe[2];
+static int main_leaves_aio(void *arg) {
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+  join(start(small_thread, arg));
+  struct aioinit init = {.aio_threads = 1, .aio_num = 1, .aio_idle_time = 0};
+  aio_init(&init);
+  static struct aiocb cb;
+  cb = (struct aiocb){.aio_fildes = aio_pipe[0], .aio_buf = &record->byte, .aio_nbytes = 1};
+  CHECK_OK(aio_read(&cb));
+  STORE(&record->steps, 1);
+  pthread_exit(NULL);
+}
+
+static void threads_of_libcs_own_keep_the_process(void **state) {
+  (void)state;
+  CHECK_EQ(exit_code(in_child(main_leaves_a_timer, NULL)), 9);
+  CHECK_EQ(record->atexit_runs, 1);
+  CHECK_OK(pipe(aio_pipe));
+  STORE(&record->steps, 0);
+  pid_t pid = fork();
+  if (pid == 0) _exit(main_leaves_aio(NULL));
+  AWAIT(LOAD(&record->steps) == 1);
+  yield_some(200);
+  CHECK_EQ(write(aio_pipe[1], "x", 1), 1);
+  int status;
+  CHECK_EQ(waitpid(pid, &status, 0), pid);
+  CHECK_EQ(exit_code(status), 0);
+  CHECK_EQ(record->byte, 'x');
+  CHECK_EQ(record->atexit_runs, 1);
+  close(aio_pipe[0]);
+  close(aio_pipe[1]);
+}
+
+// The child of such a thread's fork has it alone; it makes others and ends first. Its end was
+// taken for the last one's, or took its kernel thread away from under the others.
+static pthread_key_t first_ones;
+static void first_ends(void *value) { STORE(&record->steps, (int)(intptr_t)value); }
+static void *end_after(void *arg) {
+  AWAIT(LOAD(&record->steps) == 1);
+  yield_some(200);
+  ADD(&record->threads_done, 1);
+  return arg;
+}
+static int fork_how;
+static void forks(void) {
+  pid_t pid = fork();
+  CHECK(pid >= 0);
+  if (pid > 0) {
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    _exit(exit_code(status));
+  }
+  CHECK_OK(pthread_key_create(&first_ones, first_ends));
+  CHECK_OK(pthread_setspecific(first_ones, (void *)1));
+  pthread_detach(start(end_after, NULL));
+  if (fork_how == 1) pthread_exit(NULL);
+}
+static void *pinned_forks(void *arg) {
+  forks();
+  return arg;
+}
+static void timer_forks(union sigval v) {
+  (void)v;
+  forks();
+}
+static int pinned_child(void *arg) {
+  (void)arg;
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+  join(start(small_thread, NULL));
+  start_pinned(pinned_forks, NULL);
+  for (;;) pause();
+  return 1;
+}
+static int timer_child(void *arg) {
+  (void)arg;
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+  join(start(small_thread, NULL));
+  call_by_timer(timer_forks);
+  for (;;) pause();
+  return 1;
+}
+
+static void a_thread_of_libcs_own_forks(void **state) {
+  (void)state;
+  int (*const makes_it[])(void *) = {pinned_child, timer_child};
+  for (int i = 0; i < 4; i++) {
+    fork_how = i / 2;
+    CHECK_EQ(exit_code(in_child(makes_it[i % 2], NULL)), 0);
+    CHECK_EQ(record->atexit_runs, 1);
+    CHECK_EQ(record->threads_done, 1);
   }
 }
 
@@ -408,6 +533,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(exit_by_a_thread_after_main_left),
       cmocka_unit_test(a_thread_left_to_the_kernel_may_be_the_last),
       cmocka_unit_test(a_thread_left_to_the_kernel_needs_no_key),
+      cmocka_unit_test(threads_of_libcs_own_keep_the_process),
+      cmocka_unit_test(a_thread_of_libcs_own_forks),
       cmocka_unit_test(stdio_is_flushed),
       cmocka_unit_test(exit_right_after_creating),
       cmocka_unit_test(exit_by_many_at_once),
