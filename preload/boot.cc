@@ -167,8 +167,8 @@ bool boot() {
   if (k.netpoll == Netpoll::kOff) netpoll_disable();
   else stdio_boot();
   last_boot();
-  if (sched_boot(c, g1, slot) != 0) return stay_native("cannot start the scheduler's threads");
   dump_boot();
+  if (sched_boot(c, g1, slot) != 0) return stay_native("cannot start the scheduler's threads");
   boot_state.store(kUp, std::memory_order_release);
   return true;
 }

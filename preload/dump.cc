@@ -22,6 +22,8 @@
 
 #include "preload/api.h"
 #include "preload/knobs.h"
+#include "preload/say.h"
+#include "preload/signals.h"
 #include "preload/symbols.h"
 #include "preload/thread.h"
 #include "sched/report.h"
@@ -288,16 +290,34 @@ void host_print_stack(G* g) {
 
 namespace {
 
+std::atomic<int> dump_signal{0};  // ours, by the kernel's action
+
 void on_dump_signal(int) { watch_request_dump(); }
 
 }  // namespace
 
 void dump_boot() {
   const Knobs& k = knobs();
-  watch_config({static_cast<uint32_t>(k.schedtrace_ms), k.scheddetail, k.dumpsig});
+  watch_config({static_cast<uint32_t>(k.schedtrace_ms), k.scheddetail});
+  dump_signal.store(k.dumpsig, std::memory_order_relaxed);
   if (k.dumpsig == 0) return;
+  // A fork child has our own from its parent.
+  if (has_handler(k.dumpsig) && action_of(k.dumpsig).handler != on_dump_signal) {
+    dump_signal_taken(k.dumpsig);
+    return;
+  }
   KernelAction a = {on_dump_signal, kSaRestorer | SA_RESTART | SA_ONSTACK, weft_dump_restorer, 0};
   sys_call(SYS_rt_sigaction, k.dumpsig, sys_arg(&a), 0, 8);
+}
+
+uint64_t dump_signal_bit() {
+  int sig = dump_signal.load(std::memory_order_relaxed);
+  return sig == 0 ? 0 : sig_bit(sig);
+}
+
+void dump_signal_taken(int sig) {
+  if (sig == 0 || !dump_signal.compare_exchange_strong(sig, 0, std::memory_order_relaxed)) return;
+  say_line("weft: WEFT_DEBUG=dumpsig: this program has its own use for that signal: no dumps");
 }
 
 }  // namespace weft

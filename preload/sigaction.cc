@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "preload/api.h"
+#include "preload/dump.h"
 #include "preload/signals.h"
 #include "preload/vfork.h"
 
@@ -130,6 +131,7 @@ int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
   actions_lock.unlock();
   if (r == 0 && wrapped && old != nullptr) to_user(was, old);
   if (g != nullptr) engine_exit(g);
+  if (r == 0 && set != nullptr) dump_signal_taken(sig);
   return r;
 }
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "preload/api.h"
+#include "preload/dump.h"
 #include "preload/high_water.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
@@ -293,7 +294,8 @@ void host_tick(uint64_t) {
     if (!g->wired) open |= keeps_open(g);  // a wired one's own thread is open
   open &= kMaskable;
   for (int sig : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS}) open &= ~sig_bit(sig);
-  uint64_t mask = ~(open | sig_bit(kHard)) & kAllSignals;  // timers aim at us with it
+  // Timers aim at us with kHard; a dump is to come out when all block its signal.
+  uint64_t mask = ~(open | sig_bit(kHard) | dump_signal_bit()) & kAllSignals;
   sysmon_open.fetch_or(open, std::memory_order_acq_rel);
   sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
   sysmon_open.store(open, std::memory_order_release);

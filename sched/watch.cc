@@ -45,13 +45,7 @@ bool watch_wants_ticks() {
 }
 
 void sysmon_hook(uint64_t now_ns) {
-  if (WEFT_UNLIKELY(started_ns == 0)) {
-    started_ns = traced_ns = now_ns;
-    if (config.dumpsig != 0) {
-      uint64_t set = uint64_t{1} << (config.dumpsig - 1);
-      sys_sigprocmask(1 /*SIG_UNBLOCK*/, &set, nullptr);
-    }
-  }
+  if (WEFT_UNLIKELY(started_ns == 0)) started_ns = traced_ns = now_ns;
   if (config.schedtrace_ms != 0) schedtrace(now_ns);
   if (WEFT_UNLIKELY(copy_pid != 0) && report_copy_done(copy_pid, copy_started_ns)) copy_pid = 0;
   if (WEFT_UNLIKELY(dump_wanted.load(std::memory_order_acquire)) && copy_pid == 0) {

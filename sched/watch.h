@@ -11,7 +11,6 @@ namespace weft {
 struct WatchConfig {
   uint32_t schedtrace_ms = 0;  // 0: off
   bool scheddetail = false;
-  int dumpsig = 0;             // sysmon accepts it, so that it arrives when all block it
 };
 void watch_config(const WatchConfig& c);
 void watch_request_dump();

@@ -13,11 +13,13 @@ weft=$B/weft lib=$B/libweft.so
 [ -e "$lib" ] || { echo "$lib is not built"; exit 1; }
 
 # One G holds a lock for ever (in read), one wants it, one computes, one waits on a cond.
-# With an argument: an address in libweft.so to call as fatal().
+# With an argument: an address in libweft.so to call as fatal(); `blocked`: a child forked before
+# the first thread does it all, with every signal blocked; `own`, `own-late`: SIGUSR2 is the program's.
 cat >"$dir/stuck.c" <<'C'
 #define _GNU_SOURCE
 #include <link.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,8 +57,17 @@ static int find(struct dl_phdr_info *i, size_t n, void *a) {
   if (strstr(i->dlpi_name, "libweft")) base = i->dlpi_addr;
   return 0;
 }
+static void on_usr2(int sig) { (void)sig; if (write(1, "own handler\n", 12) < 0) abort(); }
 int main(int argc, char **argv) {
   pthread_t t[4];
+  if (argc > 1 && strcmp(argv[1], "blocked") == 0) {
+    sigset_t all;
+    sigfillset(&all);
+    if (fork() != 0) { pause(); return 0; }
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    printf("child %d\n", (int)getpid());
+  }
+  if (argc > 1 && strcmp(argv[1], "own") == 0) signal(SIGUSR2, on_usr2);
   computes = argc > 1 && strcmp(argv[1], "deadlock") != 0;
   pthread_barrier_init(&up, NULL, 3);
   pthread_create(&t[0], NULL, holder, NULL);
@@ -64,6 +75,7 @@ int main(int argc, char **argv) {
   pthread_create(&t[2], NULL, waiter, NULL);
   if (computes) pthread_create(&t[3], NULL, computer, NULL);
   pthread_barrier_wait(&up);
+  if (argc > 1 && strcmp(argv[1], "own-late") == 0) signal(SIGUSR2, on_usr2);
   puts("up");
   fflush(stdout);
   if (argc > 1 && argv[1][0] == '0') {
@@ -163,6 +175,27 @@ verdict "a dump names the deadlock, with sysmon asleep" $?
 kill -KILL "$pid"
 wait "$pid" 2>/dev/null
 pid=''
+
+# sysmon closed the signal with the first look at what the threads accept, and nothing came out.
+for procs in 1 2; do
+  launch WEFT_PROCS=$procs WEFT_DEBUG=dumpsig=USR2 -- blocked
+  parent=$pid pid=$(sed -n 's/^child //p' out)
+  dump_until 'held by'
+  has 'weft: dump of process '"$pid" 'M [0-9]+: tid' && has 'held by G [0-9]+, vtid [0-9]+' 'want_it\+0x'
+  verdict "a dump of a forked child whose threads block the signal, $procs P" $?
+  kill -KILL "$pid" "$parent"
+  wait "$parent" 2>/dev/null
+  pid=''
+done
+
+# The dump's handler took the place of the program's, or was gone without a word.
+for mode in own own-late; do
+  launch WEFT_PROCS=2 WEFT_DEBUG=dumpsig=USR2 -- $mode
+  kill -USR2 "$pid"
+  wait_for 'own handler' out && [ "$(cat err)" = "weft: WEFT_DEBUG=dumpsig: this program has its own use for that signal: no dumps" ]
+  verdict "the program's own handler wins over a dump, $mode" $?
+  end
+done
 
 launch WEFT_PROCS=2 WEFT_DEBUG=schedtrace=20 WEFT_STATS=1 -- run
 wait_for '^SCHED .*(\n.*)*' err
