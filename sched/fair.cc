@@ -187,7 +187,9 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
 void check_slice_in_call(P* p, G* g, uint64_t now) {
   if (sched.preempt_ms == 0 || !others_wait(p)) return;
   bool over = slice_used(p, g, now) >= slice_ns();
-  if (over || share_is_over(p, g, now)) ask_at_call(g, over);
+  if (!over && !share_is_over(p, g, now)) return;
+  ask_at_call(g, over);
+  p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
 }
 
 void note_timer(uint64_t deadline_ns) {

@@ -1,7 +1,7 @@
 // syscall.h - blocking calls and the P.
 //
 // enter_syscall / exit_syscall bracket a call that may block in the kernel. The P stays
-// with the M; if the call lasts, sysmon retakes it (Go 1.26's form):
+// with the M; if the M sleeps there, or the call computes for long, sysmon retakes it (Go 1.26's form):
 //
 //   G                                   sysmon
 //   1 state = [n+1 | kSyscall]          a  w = state; is kSyscall

@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 #include <linux/futex.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 
 // As libgomp and static runtimes do it: no call that anyone could interpose.
 static long inline_syscall(long nr, long a, long b, long c, long d) {
@@ -145,6 +146,16 @@ static void inline_sleep(void **state) {
   others_get_on();
   end(t, 8);
 }
+
+// As a server does that begins as root: most of what /proc says of it is root's alone then. Threads
+// that slept were taken to compute, and interrupted (EINTR) as their slices were over.
+static int without_proc(void *state) {
+  if (getuid() == 0) CHECK_OK(setuid(65534));
+  CHECK_OK(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+  inline_sleep(state);
+  return 0;
+}
+static void user_changed(void **state) { CHECK_EQ(in_child(without_proc, state), 0); }
 
 // A stdio lock: libc waits for it inside itself.
 static void *print_locked(void *file) {
@@ -288,6 +299,7 @@ int main(void) {
       cmocka_unit_test(inline_barriers),
       cmocka_unit_test(inline_read),
       cmocka_unit_test(inline_sleep),
+      cmocka_unit_test(user_changed),
       cmocka_unit_test(stdio_lock),
       cmocka_unit_test(stdio_read),
       cmocka_unit_test(loader_lock),
