@@ -8,6 +8,7 @@
 
 #include "sched/netpoll.h"
 #include "sched/park.h"
+#include "sched/stack.h"
 
 namespace weft {
 namespace {
@@ -106,6 +107,7 @@ G* spin_for_work(M* m, P* p) {
       if (until != 0) m->spins_in_vain = 0;
       return g;
     }
+    if (stack_cut_ahead()) continue;
     uint64_t now = tsc();
     if (until == 0) until = worth_waiting(m) ? now + uint64_t{sched.spin_us} * 2500 : now;  // about; a knob in us
     if (now >= until) {

@@ -39,6 +39,8 @@ struct StackClass {
 G* g_alloc(size_t stack_bytes, size_t guard_bytes);
 // Returns a dead G. Its on_cpu may still be 1: g_alloc's next taker waits for it.
 void g_free(G* g);
+// A P without work cuts a few slots where another makes many. False: nobody does.
+bool stack_cut_ahead();
 // Prepares g to run fn(arg) on [stack_lo, stack_hi) when first switched to.
 void g_prepare(G* g, char* stack_hi, void (*fn)(void*), void* arg);
 // True if `addr` lies in a slot; gives its G. For pthread_t validation and fault reports.

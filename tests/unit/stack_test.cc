@@ -76,6 +76,33 @@ Test(stack, sizes_do_not_mix) {
   cr_assert_eq(g_alloc(64 << 10, 4096), a);
 }
 
+Test(stack, a_p_without_work_cuts_slots_for_one_who_makes_many) {
+  fake::boot(1, fake::Caller::kG1);
+  G* self = this_g();
+  engine_enter(self);
+  std::vector<G*> gs;
+  auto make = [&](int n) { while (n-- > 0) gs.push_back(g_alloc(64 << 10, 4096)); };
+  auto cut_ahead = [] { uint32_t n = 0; while (stack_cut_ahead()) n++; return n; };
+  make(20);
+  cr_assert_eq(cut_ahead(), 0u);        // a few are no reason
+  make(280);
+  cr_assert_gt(cut_ahead(), 0u);
+  cr_assert_eq(cut_ahead(), 0u);        // until it comes again
+  uint32_t free = gs[0]->cls->n_free.load();
+  cr_assert_gt(free, 0u);
+  cr_assert_leq(free, 128u);
+  make(16);                             // those it had at hand, and the first of the others
+  cr_assert_lt(gs[0]->cls->n_free.load(), free);
+  cr_assert_gt(cut_ahead(), 0u);
+  make(300);
+  std::sort(gs.begin(), gs.end());
+  cr_assert_eq(std::adjacent_find(gs.begin(), gs.end()), gs.end());
+  for (G* g : gs) cr_assert_eq(g_at(g->stack_lo), g);
+  for (G* g : gs) g_free(g);
+  cr_assert_eq(cut_ahead(), 0u);        // enough are free
+  engine_exit(self);
+}
+
 // More sizes than there are classes: the smallest class that fits serves.
 Test(stack, a_hundred_sizes_are_served) {
   for (size_t i = 1; i <= 100; i++) {
