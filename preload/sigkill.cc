@@ -82,6 +82,7 @@ long to_process(int sig, const siginfo_t* info) {
   G* self = this_g();
   for (int tries = 0; tries < 8; tries++) {
     G* g = who_accepts(bit);
+    if (g == nullptr) g = who_handles(bit);
     if (g == nullptr) break;
     if (g != first_thread() && self != nullptr && (self->sigmask & bit) == 0) g = self;
     int r = signal_g_of_process(g, sig, info);

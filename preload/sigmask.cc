@@ -239,12 +239,18 @@ WEFT_EXPORT int siggetmask(void) { return old_mask(SIG_BLOCK, 0); }
 
 namespace {
 
+// What they blocked stays blocked.
+void handlers_left(G* g) {
+  if (thread_of(g)->by_handler.exchange(0, std::memory_order_relaxed) != 0) pending_pass_on(g);
+}
+
 // Called before libc restores a mask by itself.
 void mask_will_be(const sigset_t* set) {
   G* g = this_g();
   if (g == nullptr) return;
   uint64_t mask;
   memcpy(&mask, set, sizeof mask);
+  handlers_left(g);
   mask_swap(g, mask);
 }
 
@@ -270,6 +276,7 @@ void before_jump(void* env) {
   }
   auto* b = static_cast<JumpBuf*>(env);
   if (b->mask_was_saved != 0) mask_will_be(reinterpret_cast<const sigset_t*>(&b->saved_mask));
+  else if (G* g = this_g()) handlers_left(g);
 }
 
 }  // namespace

@@ -79,6 +79,8 @@ bool default_ignores(int sig);
 // ---- sigrun.cc
 void signals_wrapper(int sig, siginfo_t* info, void* uc);
 void signals_boot(G* g1);
+// What g blocks, but for what its handlers block until they return. False: one begins or ends just now.
+bool mask_beside_handlers(const G* g, uint64_t* mask);
 // Runs what is pending and not blocked for the calling G; returns if nothing (more) is.
 void signals_attention(G* g);
 // True unless a handler without SA_RESTART has run on this G since signals_wait_begins().
@@ -142,6 +144,9 @@ void signal_defer(int sig, const siginfo_t* info, ucontext_t* uc);
 void signal_defer_to(G* g, int sig, const siginfo_t* info);
 void signals_route();             // sysmon, and Gs on their way out of the engine
 G* who_accepts(uint64_t bit);
+// Who blocks it until its handlers return, and takes it then. For what nobody accepts just now: given to
+// the kernel it would come back out of order.
+G* who_handles(uint64_t bit);
 // A thread's mask changed: what sysmon keeps open for the process may have to change, too.
 // Returns when a signal that nobody accepts any more is closed there.
 void masks_note(uint64_t now_blocked, uint64_t now_open);

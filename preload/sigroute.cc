@@ -4,17 +4,23 @@
 // The kernel gives a process signal to any thread that does not block it. An M that runs a G
 // has that G's mask, idle Ms block all, so sysmon keeps open whatever some living G accepts:
 // a signal that only a parked G accepts arrives there. It is put aside (signal_defer, in a
-// signal handler: a lock-free array) and routed to a G that accepts it. If none does any
-// more, sysmon closes the signal and gives it back to the kernel, where sigpending,
-// sigtimedwait and signalfd find it.
+// signal handler: no locks) and routed to a G that accepts it. If none does any more, sysmon
+// closes the signal and gives it back to the kernel, where sigpending, sigtimedwait and signalfd
+// find it.
 //
-// Slot word: 0 free, 1 being filled, 2 full, 3 being emptied.
+// What is put aside stands in a stack that any thread pushes on and one at a time, the router,
+// takes whole and turns over: it is routed in the order in which it came. Nodes are claimed from
+// chunks that are mapped as they are needed, by the handler if need be, and never go back.
+//
+// Node::state: 0 free, 1 claimed, 2 put aside, until it is queued for a G or the kernel's again.
 #include <linux/membarrier.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#include <new>
 
 #include "preload/api.h"
 #include "preload/dump.h"
-#include "preload/high_water.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
 #include "sched/sysmon.h"
@@ -22,17 +28,26 @@
 namespace weft {
 namespace {
 
-constexpr uint32_t kDeferSlots = 1024;
+constexpr uint32_t kChunkNodes = 256;
+constexpr uint32_t kMaxChunks = 375;  // about RLIMIT_SIGPENDING's default, of which each was part
 
-struct Deferred {
-  std::atomic<uint32_t> word{0};
+struct Node {
+  std::atomic<uint32_t> state{0};
+  Node* next = nullptr;
   G* to = nullptr;  // null: whoever accepts it
   siginfo_t info = {};
 };
+struct Chunk {
+  std::atomic<Chunk*> next{nullptr};
+  std::atomic<uint32_t> claimed{0};
+  Node nodes[kChunkNodes];
+};
 
-constinit Deferred deferred[kDeferSlots] = {};
+constinit Chunk chunks{};
+std::atomic<uint32_t> n_chunks{1};
+std::atomic<Node*> aside{nullptr};       // the newest first
 std::atomic<uint32_t> n_deferred{0};
-HighWater deferred_used;
+std::atomic<bool> routing{false};
 
 std::atomic<bool> masks_dirty{true};
 std::atomic<uint64_t> sysmon_open{0};       // at least what it has open
@@ -77,21 +92,77 @@ uint64_t only_mine(uint64_t bits) {
   return bits;
 }
 
-bool put_aside(G* to, int sig, const siginfo_t* info) {
-  for (uint32_t i = 0; i < kDeferSlots; i++) {
-    Deferred& d = deferred[i];
-    deferred_used.reach(i);
-    uint32_t free = 0;
-    if (!d.word.compare_exchange_strong(free, 1, std::memory_order_acquire)) continue;
-    d.info = *info;
-    d.info.si_signo = sig;
-    d.to = to;
-    n_deferred.fetch_add(1, std::memory_order_relaxed);
-    d.word.store(2, std::memory_order_release);
-    sysmon_kick();
-    return true;
+Chunk* chunk_after(Chunk* c) {
+  Chunk* next = c->next.load(std::memory_order_acquire);
+  if (next != nullptr) return next;
+  if (n_chunks.fetch_add(1, std::memory_order_relaxed) < kMaxChunks) {
+    void* p = sys_mmap(nullptr, sizeof(Chunk), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    if (!sys_failed(p)) {
+      auto* made = new (p) Chunk;
+      if (c->next.compare_exchange_strong(next, made, std::memory_order_acq_rel)) return made;
+      sys_munmap(p, sizeof(Chunk));  // another's stands
+    }
   }
-  return false;
+  n_chunks.fetch_sub(1, std::memory_order_relaxed);
+  return next;
+}
+
+// `claimed` first: a fork child looks at it to see where there are nodes to free.
+Node* claim() {
+  for (Chunk* c = &chunks; c != nullptr; c = chunk_after(c)) {
+    if (c->claimed.fetch_add(1, std::memory_order_relaxed) >= kChunkNodes) {
+      c->claimed.fetch_sub(1, std::memory_order_relaxed);
+      continue;
+    }
+    for (;;)  // one of them is free for us
+      for (Node& d : c->nodes) {
+        uint32_t free = 0;
+        if (d.state.load(std::memory_order_relaxed) == 0 &&
+            d.state.compare_exchange_strong(free, 1, std::memory_order_acquire))
+          return &d;
+      }
+  }
+  return nullptr;
+}
+
+void unclaim(Node* d) {
+  d->state.store(0, std::memory_order_release);
+  Chunk* c = &chunks;
+  while (d < c->nodes || d >= c->nodes + kChunkNodes) c = c->next.load(std::memory_order_relaxed);
+  c->claimed.fetch_sub(1, std::memory_order_release);
+}
+
+bool put_aside(G* to, int sig, const siginfo_t* info) {
+  Node* d = claim();
+  if (d == nullptr) return false;
+  d->info = *info;
+  d->info.si_signo = sig;
+  d->to = to;
+  n_deferred.fetch_add(1, std::memory_order_relaxed);
+  d->state.store(2, std::memory_order_release);
+  d->next = aside.load(std::memory_order_relaxed);
+  while (!aside.compare_exchange_weak(d->next, d, std::memory_order_acq_rel)) {
+  }
+  sysmon_kick();
+  return true;
+}
+
+// The kernel refuses where RLIMIT_SIGPENDING is used up by now: a sender has been told that this
+// one is sent, so it is tried again.
+void give_back(int sig, const siginfo_t* info) {
+  if (give_to_kernel(sig, info) < 0) put_aside(nullptr, sig, info);
+}
+
+// Takes all that is put aside, the oldest first.
+Node* take_aside() {
+  Node* oldest = nullptr;
+  for (Node* d = aside.exchange(nullptr, std::memory_order_acq_rel); d != nullptr;) {
+    Node* next = d->next;
+    d->next = oldest;
+    oldest = d;
+    d = next;
+  }
+  return oldest;
 }
 
 }  // namespace
@@ -105,6 +176,17 @@ G* who_accepts(uint64_t bit) {
   return nullptr;
 }
 
+// One that begins or ends a handler just now passes on what it blocks when that has ended.
+G* who_handles(uint64_t bit) {
+  for (G* g = all_gs_first(); g != nullptr; g = g->all_next) {
+    uint64_t mask;
+    if (lives(g) && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
+        (!mask_beside_handlers(g, &mask) || (mask & bit) == 0))
+      return g;
+  }
+  return nullptr;
+}
+
 void signal_defer(int sig, const siginfo_t* info, ucontext_t* uc) {
   if (put_aside(nullptr, sig, info)) return;
   // No room: back to the kernel, and closed here until this context's own mask comes again.
@@ -113,7 +195,7 @@ void signal_defer(int sig, const siginfo_t* info, ucontext_t* uc) {
   mask |= sig_bit(sig);
   if (sysmon_thread()) memcpy(&uc->uc_sigmask, &mask, sizeof mask);
   masks_dirty.store(true, std::memory_order_release);
-  give_to_kernel(sig, info);
+  give_back(sig, info);
 }
 
 void signal_defer_to(G* g, int sig, const siginfo_t* info) { put_aside(g, sig, info); }
@@ -122,6 +204,7 @@ void signal_process(int sig, const siginfo_t* info) {
   if (!has_handler(sig)) return;  // default and ignored ones are the kernel's
   for (int tries = 0; tries < 8; tries++) {
     G* g = who_accepts(sig_bit(sig));
+    if (g == nullptr) g = who_handles(sig_bit(sig));
     if (g == nullptr) break;
     if (signal_g_of_process(g, sig, info) == 0) return;
   }
@@ -130,14 +213,11 @@ void signal_process(int sig, const siginfo_t* info) {
     if (G* g = who_accepts(sig_bit(sig))) notify(g, sig);
     return;
   }
-  if (!sysmon_thread()) {
-    put_aside(nullptr, sig, info);
-    return;
-  }
+  if (!sysmon_thread() && put_aside(nullptr, sig, info)) return;
   masks_dirty.store(true, std::memory_order_release);
   uint64_t bit = sig_bit(sig);
-  sys_sigprocmask(SIG_BLOCK, &bit, nullptr);
-  give_to_kernel(sig, info);
+  if (sysmon_thread()) sys_sigprocmask(SIG_BLOCK, &bit, nullptr);
+  give_back(sig, info);
 }
 
 void signals_route() {
@@ -146,21 +226,20 @@ void signals_route() {
   // it from everybody.
   G* self = this_g();
   if (self != nullptr) engine_enter(self);
-  uint32_t left = n_deferred.load(std::memory_order_relaxed);
-  for (Deferred& d : deferred) {
-    uint32_t full = 2;
-    if (left == 0) break;  // what comes meanwhile has its own kick
-    if (d.word.load(std::memory_order_relaxed) != 2 ||
-        !d.word.compare_exchange_strong(full, 3, std::memory_order_acquire))
-      continue;
-    siginfo_t info = d.info;
-    G* to = d.to;
-    if (to == nullptr) signal_process(info.si_signo, &info);
-    else if (lives(to)) signal_g(to, info.si_signo, &info);
-    // Only now: until it is queued, sigpending finds it here.
-    n_deferred.fetch_sub(1, std::memory_order_relaxed);
-    d.word.store(0, std::memory_order_release);
-    left--;
+  // One round: what comes meanwhile has its own kick. Where another routes, so has what it leaves.
+  if (!routing.exchange(true, std::memory_order_acquire)) {
+    for (Node* d = take_aside(); d != nullptr;) {
+      Node* next = d->next;
+      siginfo_t info = d->info;
+      G* to = d->to;
+      if (to == nullptr) signal_process(info.si_signo, &info);
+      else if (lives(to)) signal_g(to, info.si_signo, &info);
+      // Only now: until it is queued, sigpending finds it here.
+      n_deferred.fetch_sub(1, std::memory_order_relaxed);
+      unclaim(d);
+      d = next;
+    }
+    routing.store(false, std::memory_order_release);
   }
   if (self != nullptr) engine_exit(self);
 }
@@ -196,9 +275,11 @@ void masks_note(uint64_t now_blocked, uint64_t now_open) {
 uint64_t deferred_pending() {
   uint64_t bits = 0;
   if (n_deferred.load(std::memory_order_acquire) == 0) return 0;
-  for (Deferred& d : deferred)
-    if (d.word.load(std::memory_order_acquire) >= 2 && d.to == nullptr)
-      bits |= sig_bit(d.info.si_signo);
+  for (Chunk* c = &chunks; c != nullptr; c = c->next.load(std::memory_order_acquire)) {
+    if (c->claimed.load(std::memory_order_relaxed) == 0) continue;
+    for (Node& d : c->nodes)
+      if (d.state.load(std::memory_order_acquire) == 2 && d.to == nullptr) bits |= sig_bit(d.info.si_signo);
+  }
   return bits;
 }
 
@@ -305,8 +386,12 @@ void host_tick(uint64_t) {
 }
 
 void sigroute_after_fork() {
-  for (uint32_t i = 0; i < deferred_used.top(); i++)
-    deferred[i].word.store(0, std::memory_order_relaxed);
+  for (Chunk* c = &chunks; c != nullptr; c = c->next.load(std::memory_order_relaxed)) {
+    if (c->claimed.exchange(0, std::memory_order_relaxed) == 0) continue;
+    for (Node& d : c->nodes) d.state.store(0, std::memory_order_relaxed);
+  }
+  aside.store(nullptr, std::memory_order_relaxed);
+  routing.store(false, std::memory_order_relaxed);
   n_deferred.store(0, std::memory_order_relaxed);
   last_acceptor.store(nullptr, std::memory_order_relaxed);  // in no list of ours any more
   sysmon_open.store(0, std::memory_order_relaxed);

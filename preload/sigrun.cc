@@ -95,8 +95,20 @@ struct Run {  // one frame's worth of handlers
   ucontext_t* uc;
   uint64_t seen;     // uc's mask as last seen
   uint64_t after;    // the mask when all is done
+  uint64_t by_outer; // Thread::by_handler of the handler we interrupted, if any
   bool in_call = false;
 };
+
+// g's mask as a handler begins or ends, and what of it that handler, or one that it interrupted, blocks.
+void mask_turns(G* g, uint64_t mask, uint64_t by_handler) {
+  Thread* t = thread_of(g);
+  uint32_t seq = t->handler_seq.load(std::memory_order_relaxed);
+  t->handler_seq.store(seq + 1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  g->sigmask = mask;
+  t->by_handler.store(by_handler, std::memory_order_relaxed);
+  t->handler_seq.store(seq + 2, std::memory_order_release);
+}
 
 // Sets the masks for sig's handler and leaves the system call, if there was one.
 void begin_handler(Run& r, const Action& a, int sig) {
@@ -111,7 +123,7 @@ void begin_handler(Run& r, const Action& a, int sig) {
   }
   g->attention.fetch_and(~uint32_t{kAttSignal}, std::memory_order_relaxed);
   g->no_preempt++;  // the M stays the same until it and g agree
-  g->sigmask = during;
+  mask_turns(g, during, r.by_outer | (during & ~r.after));
   kernel_mask(during);
   g->m->kmask = during;
   g->no_preempt--;
@@ -158,19 +170,36 @@ bool run_queued_one(Run& r, bool* began) {
 }
 
 void end_run(Run& r) {
-  r.g->sigmask = r.after;                                   // step 1
+  mask_turns(r.g, r.after, r.by_outer);                     // step 1
   r.g->m->kmask = r.after;                                  // as of rt_sigreturn
   std::atomic_thread_fence(std::memory_order_seq_cst);
   // While the handler ran nobody else may have accepted what it blocked, and sysmon closed it.
   masks_note(0, ~r.after);
 }
 
+// A real-time signal that came straight to g while older ones of its number are put aside or queued
+// for it: it is queued behind them. The engine is left without a look at what is due: that is next.
+bool queued_behind(G* g, int sig, const siginfo_t* info) {
+  uint64_t bit = sig_bit(sig);
+  if (sig < SIGRTMIN || ((pending_of(g) | deferred_pending()) & bit) == 0) return false;
+  engine_enter(g);
+  while ((deferred_pending() & bit) != 0) {
+    signals_route();
+    sys_sched_yield();  // another may have it in hand
+  }
+  bool queued = signal_g_of_process(g, sig, info) == 0;
+  compiler_barrier();
+  g->engine.store(g->engine.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  return queued;
+}
+
 // On g's stack. sig 0: what is queued.
 void run_on_g(int sig, siginfo_t* info, ucontext_t* uc) {
   G* g = t_g;
   int saved = errno;
-  Run r{g, uc, mask_in(uc), g->sigmask};
+  Run r{g, uc, mask_in(uc), g->sigmask, thread_of(g)->by_handler.load(std::memory_order_relaxed)};
   bool began = false;
+  if (sig != 0 && queued_behind(g, sig, info)) sig = 0;
   if (sig != 0) {
     Action a = action_of(sig);
     if (is_handler(a.handler)) {
@@ -302,6 +331,14 @@ void signals_wrapper(int sig, siginfo_t* info, void* ucv) {
     return;
   }
   go_on(g, sig, sig, info, uc, run_direct);
+}
+
+bool mask_beside_handlers(const G* g, uint64_t* mask) {
+  const Thread* t = thread_of(g);
+  uint32_t seq = t->handler_seq.load(std::memory_order_acquire);
+  *mask = __atomic_load_n(&g->sigmask, __ATOMIC_RELAXED) & ~t->by_handler.load(std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return (seq & 1) == 0 && t->handler_seq.load(std::memory_order_relaxed) == seq;
 }
 
 void signals_boot(G* g1) {

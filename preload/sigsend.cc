@@ -332,23 +332,34 @@ uint64_t queued_blocked(const G* g, uint64_t bits) {
   return bits & t->pending.bits.load(std::memory_order_acquire);
 }
 
-void pass_on(G* g, uint64_t bits) {
-  InEngine in;
-  siginfo_t info;
-  while (dequeue_of_process(thread_of(g)->pending, bits, &info)) signal_process(info.si_signo, &info);
+// What a handler of g blocks g takes when that returns: passed to the kernel meanwhile they would
+// come back behind newer ones. One that just begins or ends looks itself at its end (masks_note).
+uint64_t queued_for_others(const G* g) {
+  uint64_t bits = queued_blocked(g, kMaskable), mask;
+  return bits != 0 && mask_beside_handlers(g, &mask) ? bits & mask : 0;
 }
 
 }  // namespace
 
+// Looks anew each time: g may have opened its mask, and be given them again.
 void pending_pass_on(G* g) {
-  if (uint64_t bits = queued_blocked(g, kMaskable)) pass_on(g, bits);
+  if (queued_for_others(g) == 0) return;
+  InEngine in;
+  siginfo_t info;
+  while (uint64_t bits = queued_for_others(g)) {
+    if (!dequeue_of_process(thread_of(g)->pending, bits, &info)) return;  // its own are left
+    signal_process(info.si_signo, &info);
+  }
 }
 
 void pending_pass_on_handling(G* g, int sig) {
   uint64_t bits = queued_blocked(g, kMaskable & ~sig_bit(sig));
   for (uint64_t rest = bits; rest != 0; rest &= rest - 1)
     if (who_accepts(rest & -rest) == nullptr) bits &= ~(rest & -rest);
-  if (bits != 0) pass_on(g, bits);
+  if (bits == 0) return;
+  InEngine in;
+  siginfo_t info;
+  while (dequeue_of_process(thread_of(g)->pending, bits, &info)) signal_process(info.si_signo, &info);
 }
 
 void pending_close(G* g) {

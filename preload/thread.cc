@@ -169,6 +169,8 @@ void prepare_thread(G* g) {
   t->closed.store(false, std::memory_order_relaxed);
   t->libc_told.store(false, std::memory_order_relaxed);
   t->opening.store(0, std::memory_order_relaxed);
+  t->by_handler.store(0, std::memory_order_relaxed);
+  t->handler_seq.store(0, std::memory_order_relaxed);
   t->alive.store(true, std::memory_order_relaxed);
   g->engine.store(1, std::memory_order_relaxed);  // host_g_main leaves it
   // A wish for native scheduling left for the slot's last thread is not this one's.

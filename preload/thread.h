@@ -54,6 +54,8 @@ struct Thread {
   std::atomic<bool> ending{false};       // it may end without that mark (the same)
   std::atomic<bool> closed{false};       // takes no more signals of the process; under pending.lock
   std::atomic<uint64_t> opening{0};      // in its mask, not yet in its M's (set_masks)
+  std::atomic<uint64_t> by_handler{0};   // of its mask: blocked until its handlers return (sigrun.cc)
+  std::atomic<uint32_t> handler_seq{0};  // odd while one begins or ends: by_handler and mask change
   uint64_t sig_handled = 0;              // handlers run so far; own thread only
   bool sig_no_restart = false;           // one of them had no SA_RESTART
   bool mask_saved = false;               // saved_mask comes back as the first handler returns
