@@ -60,8 +60,12 @@ bool lives(const G* g) {
          thread_of(g)->alive.load(std::memory_order_relaxed);
 }
 
+// A wired one's mask is open in the kernel, which gives it what is left to the process. If we did,
+// it would be that thread's own, whatever becomes of it. Main has it all the same, as natively.
+bool takes_from_us(const G* g) { return lives(g) && (!g->wired || g == first_thread()); }
+
 bool accepts(const G* g, uint64_t bit) {
-  return lives(g) && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
+  return takes_from_us(g) && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
          ((g->sigmask & bit) == 0 ||
           (thread_of(g)->sigwait_set.load(std::memory_order_seq_cst) & bit) != 0);
 }
@@ -180,7 +184,7 @@ G* who_accepts(uint64_t bit) {
 G* who_handles(uint64_t bit) {
   for (G* g = all_gs_first(); g != nullptr; g = g->all_next) {
     uint64_t mask;
-    if (lives(g) && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
+    if (lives(g) && !g->wired && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
         (!mask_beside_handlers(g, &mask) || (mask & bit) == 0))
       return g;
   }

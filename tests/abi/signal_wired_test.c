@@ -288,9 +288,103 @@ static void none_lost_at_a_closing_door(void)
     sigaction(SIGUSR1, &old, NULL);
 }
 
+// A bound thread is in a handler that blocks SIGUSR1 when that is sent to the process. It was made
+// the thread's own: nobody else had it meanwhile, and it was gone if the thread ended there.
+static atomic_int in_handler, leave_handler, exits;
+
+static void stays_in_handler(int sig, siginfo_t *si, void *uc)
+{
+    (void)sig;
+    (void)si;
+    (void)uc;
+    in_handler = 1;
+    while (!leave_handler) nap(MS);
+    if (exits) pthread_exit(NULL);
+}
+
+static void counts(int sig, siginfo_t *si, void *uc)
+{
+    (void)sig;
+    (void)si;
+    (void)uc;
+    atomic_fetch_add(&hits, 1);
+}
+
+static void *accepts(void *arg)
+{
+    struct target *t = arg;
+    if (t->bound) bind_to_this_processor();
+    mask_signal(SIG_UNBLOCK, SIGUSR1);
+    gate_post(&t->up);
+    while (!t->stop) nap(MS);
+    return NULL;
+}
+
+static void set_both(struct sigaction old[2])
+{
+    struct sigaction sa = {.sa_sigaction = stays_in_handler, .sa_flags = SA_SIGINFO};
+    sigaddset(&sa.sa_mask, SIGUSR1);
+    old[0] = set_action(SIGUSR1, counts, SA_RESTART);
+    MUST(sigaction(SIGUSR2, &sa, &old[1]) == 0);
+    mask_signal(SIG_BLOCK, SIGUSR1);
+    hits = in_handler = leave_handler = exits = 0;
+}
+
+static void set_back(struct sigaction old[2])
+{
+    mask_signal(SIG_UNBLOCK, SIGUSR1);
+    sigaction(SIGUSR1, &old[0], NULL);
+    sigaction(SIGUSR2, &old[1], NULL);
+}
+
+static void another_takes_it_meanwhile(void)
+{
+    for (int bound_first = 0; bound_first < 2; bound_first++) {
+        struct target t[2];
+        struct sigaction old[2];
+        pthread_t pt[2];
+        set_both(old);
+        for (int i = 0; i < 2; i++) {
+            t[i] = (struct target){.up = GATE_INIT, .bound = i != bound_first};
+            pt[i] = spawn(accepts, &t[i]);
+            gate_wait(&t[i].up, 1);
+        }
+        MUST(pthread_kill(pt[!bound_first], SIGUSR2) == 0);
+        WAIT_UNTIL(in_handler);
+        MUST(kill(getpid(), SIGUSR1) == 0);
+        WAIT_UNTIL(hits == 1);
+        leave_handler = t[0].stop = t[1].stop = 1;
+        for (int i = 0; i < 2; i++) join(pt[i]);
+        CHECK_EQ(hits, 1);
+        set_back(old);
+    }
+}
+
+static void it_stays_with_the_process(void)
+{
+    struct target t = {.up = GATE_INIT, .bound = 1};
+    struct sigaction old[2];
+    sigset_t set = one_signal(SIGUSR1);
+    struct timespec limit = {20, 0};
+    siginfo_t si;
+    set_both(old);
+    pthread_t pt = spawn(accepts, &t);
+    gate_wait(&t.up, 1);
+    MUST(pthread_kill(pt, SIGUSR2) == 0);
+    WAIT_UNTIL(in_handler);
+    MUST(kill(getpid(), SIGUSR1) == 0);
+    exits = leave_handler = 1;
+    join(pt);
+    CHECK_EQ(sigtimedwait(&set, &si, &limit), SIGUSR1);
+    CHECK_EQ(si.si_code, SI_USER);
+    CHECK_EQ(si.si_pid, getpid());
+    CHECK_EQ(hits, 0);
+    set_back(old);
+}
+
 static const struct CMUnitTest tests[] = {
     T(directed_while_it_computes), T(directed_while_it_reads), T(directed_sigurg_and_stkflt),
     T(raised_by_itself),           T(waited_for),              T(process_signals_reach_it),
-    T(none_lost_at_a_closing_door),
+    T(none_lost_at_a_closing_door), T(another_takes_it_meanwhile), T(it_stays_with_the_process),
 };
 IO_MAIN(tests)
