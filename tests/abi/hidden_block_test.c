@@ -1,6 +1,7 @@
 // hidden_block_test.c - family: threads that block where no library entry point is passed.
 //
-// Behaviours: inline syscall instructions (futex wait, pipe read, nanosleep), stdio locks and
+// Behaviours: inline syscall instructions (futex wait, pipe read, nanosleep), also of a process
+// that has changed its user, a call that computes for long, stdio locks and
 // stdio reads, the loader's lock held in a callback, flock, malloc arenas under fire: with
 // any number of processors the other threads get on, and the blocked ones
 // come back right, all of them, with their registers and errno.
@@ -12,6 +13,7 @@
 #include <linux/futex.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 
 // As libgomp and static runtimes do it: no call that anyone could interpose.
 static long inline_syscall(long nr, long a, long b, long c, long d) {
@@ -157,6 +159,29 @@ static int without_proc(void *state) {
 }
 static void user_changed(void **state) { CHECK_EQ(in_child(without_proc, state), 0); }
 
+// A call that computes in the kernel for long sleeps nowhere, and others get on all the same.
+static void *yield_until_released(void *arg) {
+  while (!LOAD(&released)) {
+    ADD(&entered, 1);
+    sched_yield();
+  }
+  return arg;
+}
+static void long_call(void **state) {
+  (void)state;
+  size_t n = 32 << 20;
+  char *bytes = malloc(n);
+  entered = released = 0;
+  pthread_t t = start(yield_until_released, NULL);
+  AWAIT(LOAD(&entered) > 0);
+  int before = LOAD(&entered);
+  CHECK_EQ(getrandom(bytes, n, 0), (ssize_t)n);
+  CHECK(LOAD(&entered) > before);
+  STORE(&released, 1);
+  join(t);
+  free(bytes);
+}
+
 // A stdio lock: libc waits for it inside itself.
 static void *print_locked(void *file) {
   ADD(&entered, 1);
@@ -300,6 +325,7 @@ int main(void) {
       cmocka_unit_test(inline_read),
       cmocka_unit_test(inline_sleep),
       cmocka_unit_test(user_changed),
+      cmocka_unit_test(long_call),
       cmocka_unit_test(stdio_lock),
       cmocka_unit_test(stdio_read),
       cmocka_unit_test(loader_lock),
