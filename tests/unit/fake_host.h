@@ -65,3 +65,9 @@ extern std::atomic<uint32_t> attentions;
 extern std::atomic<uint64_t> clock_reads;
 
 }  // namespace fake
+
+// The words of the tests.
+using fake::boot;
+using fake::go;
+using fake::Latch;
+using fake::wait_until;

@@ -15,10 +15,6 @@
 #include "tests/unit/fake_host.h"
 
 using namespace weft;
-using fake::boot;
-using fake::go;
-using fake::Latch;
-using fake::wait_until;
 
 namespace {
 

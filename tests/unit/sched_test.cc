@@ -13,11 +13,7 @@
 #include "tests/unit/fake_host.h"
 
 using namespace weft;
-using fake::boot;
 using fake::Caller;
-using fake::go;
-using fake::Latch;
-using fake::wait_until;
 
 namespace {
 

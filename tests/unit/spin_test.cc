@@ -6,8 +6,6 @@
 #include "tests/unit/fake_host.h"
 
 using namespace weft;
-using fake::boot;
-using fake::go;
 
 namespace {
 
