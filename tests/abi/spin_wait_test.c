@@ -5,10 +5,12 @@
 // Behaviours: a step costs far less than the time slices of the threads that spin.
 // How it failed: each spinner burned its 10 ms while the thread it waited for was queued; a
 // redis-server with 4 I/O threads on 2 Ps served 600 requests a second instead of 30,000.
-// Measured in processor time of the process, which a busy machine does not change.
+// Measured in processor time of the process. On a busy machine the watcher may wait for a core while
+// they spin (5 ms a step beside 4 threads that burn both cores, once in 12 runs): the best of some
+// batches counts, of which none was good when it failed.
 #include "abi.h"
 
-enum { kWorkers = 3, kWarm = 100, kRounds = 200 };
+enum { kWorkers = 3, kWarm = 100, kBatches = 10, kRounds = 20 };
 
 static _Atomic int pending[kWorkers];
 static _Atomic int stop;
@@ -48,13 +50,17 @@ static void a_step_costs_no_slices(void **state) {
   CHECK_OK(pipe(pipe_fds));
   for (int i = 0; i < kWorkers; i++) t[i] = start(work, &pending[i]);
   for (int i = 0; i < kWarm; i++) round_trip();
-  int64_t from = cpu_ns();
-  for (int i = 0; i < kRounds; i++) round_trip();
-  int64_t each = (cpu_ns() - from) / kRounds;
+  int64_t best = INT64_MAX;
+  for (int batch = 0; batch < kBatches; batch++) {
+    int64_t from = cpu_ns();
+    for (int i = 0; i < kRounds; i++) round_trip();
+    int64_t each = (cpu_ns() - from) / kRounds;
+    if (each < best) best = each;
+  }
   stop = 1;
   for (int i = 0; i < kWorkers; i++) join(t[i]);
   // Four threads that each spin for a slice of 10 ms make 20 ms and more.
-  CHECK(each < 5000000);
+  CHECK(best < 5000000);
 }
 
 int main(void) {
