@@ -18,6 +18,7 @@
 #include "preload/dump.h"
 #include "preload/fork.h"
 #include "preload/io_stdio.h"
+#include "preload/io_uring.h"
 #include "preload/knobs.h"
 #include "preload/last.h"
 #include "preload/say.h"
@@ -170,6 +171,7 @@ bool boot() {
   dump_boot();
   if (sched_boot(c, g1, slot) != 0) return stay_native("cannot start the scheduler's threads");
   boot_state.store(kUp, std::memory_order_release);
+  if (g1 != nullptr) ring_boot();
   return true;
 }
 

@@ -12,6 +12,7 @@
 #include "preload/futex_syscall.h"
 #include "preload/ids.h"
 #include "preload/io_syscall.h"
+#include "preload/io_uring.h"
 #include "preload/signals.h"
 #include "preload/vfork.h"
 
@@ -84,6 +85,9 @@ long by_number(long nr, const long a[6]) {
       break;
     case SYS_rt_sigprocmask:
       if (G* g = this_g()) return change_mask(g, a);
+      break;
+    case SYS_io_uring_setup: case SYS_io_uring_register:
+      if (!in_vfork_child()) return ring_syscall(nr, a);
       break;
     default: break;
   }
