@@ -12,7 +12,7 @@ moves() { # MODE ENGINE
   local mode=$1 reads writes
   rm -f "$WORK"/j.*
   $mode fio --thread --name=j --directory="$WORK" --size=2m --rw=randrw --bs=4k --ioengine="$2" \
-    --numjobs=4 --iodepth=8 --verify=crc32c --verify_fatal=1 --randrepeat=1 --group_reporting \
+    --numjobs=4 --iodepth=8 --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randrepeat=1 --group_reporting \
     >"$WORK/out" || because "status $?: $(head -n 1 "$WORK/stderr")" || return
   grep -q 'err= *0:' "$WORK/out" || because "$(grep -o 'err= *[0-9]*' "$WORK/out")" || return
   IFS=,= read -r _ reads writes _ < <(grep 'issued rwts' "$WORK/out")
