@@ -177,7 +177,7 @@ void check_slice(P* p, M* m, G* g, uint64_t now) {
   if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
   // would end with EINTR.
-  if (p->off_core_at_ns != now && !sysmon_computes(m)) return;
+  if (p->off_core_at_ns != now && !sysmon_computes(p, m, now)) return;
   note_asked(p, g, slice_over, used);
   p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
   if (p->asked_ns == 0) p->asked_ns = now;

@@ -91,7 +91,9 @@ struct alignas(kCacheLine) P {
   G* way_g = nullptr;                    // asked to make way; and what it had used of its slice
   uint64_t way_used_ns = 0, way_park = 0;
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;
-  uint64_t seen_cpu_ns = 0;
+  uint64_t seen_cpu_ns = 0, seen_cpu_at_ns = 0;
+  uint64_t computed_ns = 0;              // the last look that found its M's clock moving
+  uint64_t on_core_ns = 0;               // the last that found it on a core nearly all the time before
   uint64_t call_cpu_ns = 0;              // what its M had used when it was long in a call; 0: is not
   uint64_t off_core_cpu_ns = 0;          // its M waited for a core, having used so much; 0: it did not
   uint64_t off_core_at_ns = 0;           // the last tick that found it so

@@ -131,11 +131,21 @@ bool check_hidden(P* p, M* m, G* g, uint64_t now) {
   int tid = m->tid.load(std::memory_order_relaxed);
   uint64_t cpu = cpu_time_ns(tid);
   bool moved = cpu > p->seen_cpu_ns + kStillNs || cpu < p->seen_cpu_ns;
+  bool by_this_g = p->seen_cpu_at_ns > p->moved_ns && cpu > p->seen_cpu_ns;
+  if (by_this_g && (cpu - p->seen_cpu_ns) * 4 >= (now - p->seen_cpu_at_ns) * 3) p->on_core_ns = now;
   p->seen_cpu_ns = cpu;
-  if (moved) return false;
+  p->seen_cpu_at_ns = now;
+  if (moved) {
+    p->computed_ns = now;
+    return false;
+  }
   Asleep asleep = sleeps(p, m, tid, cpu);
+  if (asleep == Asleep::kUnknown) {
+    // It is asked again, and in the end taken to sleep. If it waits for a core it only goes on without its P.
+    if (now - std::max(p->moved_ns, p->computed_ns) < kMaxTickNs) return false;
+    asleep = Asleep::kYes;
+  }
   if (asleep == Asleep::kYes) return take_hidden(p, m, g);
-  if (asleep == Asleep::kUnknown) return false;  // it is asked again
   p->off_core_at_ns = now;
   return false;
 }
@@ -281,10 +291,13 @@ void sysmon_kick() {
 
 bool sysmon_thread() { return t_sysmon; }
 
-bool sysmon_computes(const M* m) {
+bool sysmon_computes(const P* p, const M* m, uint64_t now) {
   // Off its core is not asleep: it may be us who took the core.
   int tid = m->tid.load(std::memory_order_relaxed);
-  return on_core_now(tid) || asleep_in_kernel(m->id, tid) != Asleep::kYes;
+  if (on_core_now(tid)) return true;
+  Asleep asleep = asleep_in_kernel(m->id, tid);
+  // Where nobody says: that its clock has moved may be what it did before it went to sleep.
+  return asleep == Asleep::kNo || (asleep == Asleep::kUnknown && p->on_core_ns == now);
 }
 
 void sysmon_main(void*) {
