@@ -17,6 +17,7 @@ constexpr uint64_t kAskAgainNs = 1'000'000;   // a refused end of a slice is ask
 constexpr uint64_t kAskParts = 8;             // after a part of a short slice
 constexpr uint64_t kMakeWayAgainNs = 250'000;
 constexpr uint64_t kLookNs = 2'000'000;       // while the Ps look at the netpoller themselves
+constexpr uint64_t kDeafNs = 2'000'000;        // a G that signals find each time where it cannot be stopped
 constexpr uint64_t kLandsNs = 150'000;        // a signal to a thread on its core lands in 10 us
 
 bool asked_in_vain(const M* m) { return (m->sent.load(std::memory_order_relaxed) & kSentUrg) != 0; }
@@ -158,30 +159,32 @@ void check_moved(P* p, M* m, G* g, uint64_t now, bool running) {
   if (running && (others_wait(p) || outside_waits())) spin_look(m, g, now);
 }
 
-void check_slice(P* p, M* m, G* g, uint64_t now) {
-  if (sched.preempt_ms == 0) return;
+bool check_slice(P* p, M* m, G* g, uint64_t now) {
+  if (sched.preempt_ms == 0) return false;
   bool calls = (g->attention.load(std::memory_order_acquire) & (kAttProbe | kAttResumed)) == 0;
   note_crowd(p, calls);
   if (p->asked_ns != 0 && now - p->asked_ns >= kLandsNs && asked_in_vain(m)) move_woken(p);
   uint64_t used = slice_used(p, g, now);
   bool slice_over = others_wait(p) && used >= slice_ns();
   if ((others_wait(p) || outside_waits()) && spin_look(m, g, now)) slice_over = true;
-  if (!slice_over && !share_is_over(p, g, now)) return;
+  if (!slice_over && !share_is_over(p, g, now)) return false;
   if (calls && ask_at_call(g, slice_over)) {
     note_asked(p, g, slice_over, used);
     p->slice_before_ns = now - p->share_ns + kAgainNs;
     if (slice_over) p->slice_since_ns = now - slice_ns() + kAgainNs;
-    return;
+    return false;
   }
+  if (p->asked_ns != 0 && now - p->asked_ns >= kDeafNs && !asked_in_vain(m)) return true;
   // A refused one is asked for again.
   if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
   // would end with EINTR.
-  if (p->off_core_at_ns != now && !sysmon_computes(p, m, now)) return;
+  if (p->off_core_at_ns != now && !sysmon_computes(p, m, now)) return false;
   note_asked(p, g, slice_over, used);
   p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
   if (p->asked_ns == 0) p->asked_ns = now;
   host_preempt(m, slice_over ? Preempt::kSliceOver : Preempt::kMakeWay);
+  return false;
 }
 
 void check_slice_in_call(P* p, G* g, uint64_t now) {

@@ -173,13 +173,13 @@ bool check_p(P* p, uint64_t now) {
     p->off_core_cpu_ns = 0;
     p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = p->moved_ns = now;
+    p->asked_ns = 0;
     check_moved(p, m, g, now, s == GState::kRunning);
     return false;
   }
   if (s != GState::kRunning) return false;
   if (check_hidden(p, m, g, now)) return true;
-  check_slice(p, m, g, now);
-  return false;
+  return check_slice(p, m, g, now) && sched.membarrier && take_hidden(p, m, g);
 }
 
 bool run_timers(uint64_t now) {
