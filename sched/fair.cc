@@ -17,7 +17,7 @@ constexpr uint64_t kAskAgainNs = 1'000'000;   // a refused end of a slice is ask
 constexpr uint64_t kAskParts = 8;             // after a part of a short slice
 constexpr uint64_t kMakeWayAgainNs = 250'000;
 constexpr uint64_t kLookNs = 2'000'000;       // while the Ps look at the netpoller themselves
-constexpr uint64_t kDeafNs = 2'000'000;        // a G that signals find each time where it cannot be stopped
+constexpr uint32_t kDeafAsks = 8;             // signals in a row that found a G where it cannot be stopped
 constexpr uint64_t kLandsNs = 150'000;        // a signal to a thread on its core lands in 10 us
 
 bool asked_in_vain(const M* m) { return (m->sent.load(std::memory_order_relaxed) & kSentUrg) != 0; }
@@ -128,7 +128,7 @@ void slice_begins(P* p, uint64_t now, uint64_t before) {
   }
   p->slice_since_ns = now;
   p->slice_before_ns = before;
-  p->asked_ns = 0;
+  p->asked_ns = p->asks = 0;
 }
 
 namespace {
@@ -174,7 +174,10 @@ bool check_slice(P* p, M* m, G* g, uint64_t now) {
     if (slice_over) p->slice_since_ns = now - slice_ns() + kAgainNs;
     return false;
   }
-  if (p->asked_ns != 0 && now - p->asked_ns >= kDeafNs && !asked_in_vain(m)) return true;
+  if (p->asks >= kDeafAsks && !asked_in_vain(m)) {
+    p->asks = 0;  // where it cannot be taken after all, it is asked again
+    return true;
+  }
   // A refused one is asked for again.
   if (slice_over) p->slice_since_ns = now - slice_ns() + ask_again_ns();
   // Only while it computes: a call that we cannot see and that it has just gone to sleep in
@@ -183,6 +186,7 @@ bool check_slice(P* p, M* m, G* g, uint64_t now) {
   note_asked(p, g, slice_over, used);
   p->slice_before_ns = now - p->share_ns + kMakeWayAgainNs;
   if (p->asked_ns == 0) p->asked_ns = now;
+  if (!asked_in_vain(m)) p->asks++;
   host_preempt(m, slice_over ? Preempt::kSliceOver : Preempt::kMakeWay);
   return false;
 }

@@ -45,7 +45,7 @@
 // nothing in the others: not kept.
 //
 // A G that computes in libc, or on a stack of its own making, cannot be stopped (sigpreempt.cc). When
-// it has been asked in vain for kDeafNs its P goes on without it, as if it slept (retake_hidden): it is a
+// it has been asked in vain kDeafAsks times its P goes on without it, as if it slept (retake_hidden): it is a
 // kernel thread among others until it next enters the engine. Beside 4 that print into strings all
 // the time on one core, sleeps of 1 ms took 53 ms, at most 282, and take 1.4, at most 22; natively 1.2.
 //

@@ -87,7 +87,8 @@ struct alignas(kCacheLine) P {
   uint64_t moved_ns = 0;                 // the last look that found another G than the one before
   uint64_t slice_before_ns = 0;          // the tick before the slice was noticed
   uint64_t share_ns = 0;                 // what its G may use of it while woken ones wait (fair.h)
-  uint64_t asked_ns = 0;                 // when its G was last asked to stop; 0: not yet
+  uint64_t asked_ns = 0;                 // when its G was first asked to stop by a signal; 0: not yet
+  uint32_t asks = 0;                     // signals that it had then
   G* way_g = nullptr;                    // asked to make way; and what it had used of its slice
   uint64_t way_used_ns = 0, way_park = 0;
   uint64_t seen_state = 0, seen_since_ns = 0, slice_since_ns = 0, hidden_since_ns = 0;

@@ -22,6 +22,7 @@
 //   3 if m->retake: wait for decision   c  g->engine == 0, running, g on m still:
 //                                            p leaves m; m->retake = 2
 //                                          else m->retake = 0
+// A G that computes where it cannot be stopped loses its P the same way (fair.h).
 // The membarrier makes 1-3 and a-c a store-load pair without a fence on the hot side.
 //
 // Inside the bracket the G is outside the engine: signal handlers run, and a program's

@@ -173,7 +173,7 @@ bool check_p(P* p, uint64_t now) {
     p->off_core_cpu_ns = 0;
     p->seen_switches.store(switches, std::memory_order_relaxed);
     p->hidden_since_ns = p->moved_ns = now;
-    p->asked_ns = 0;
+    p->asked_ns = p->asks = 0;
     check_moved(p, m, g, now, s == GState::kRunning);
     return false;
   }
