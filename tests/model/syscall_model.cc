@@ -203,16 +203,72 @@ struct Hidden {
   void finish() {}
 };
 
+// A G that computes where it cannot be stopped loses its P so, and may just be entering a call that
+// the engine knows of, which does not look at m->retake (fair.h).
+struct ComputesAndCalls : Hidden {
+  using Hidden::Hidden;
+  Atomic<uint64_t> state{kRunning, "g->state"};
+
+  void gets_a_p() {
+    await([this] { return taken == 2; });
+    taken = 0;
+    p_m.store(1);
+  }
+  void call() {
+    state.store((state.load() & ~uint64_t{0xff}) + 0x100 + kSyscall);
+    step();
+    uint64_t w = state.load();
+    while ((w & 0xff) == kSyscall)
+      if (state.compare_exchange_strong(w, (w & ~uint64_t{0xff}) + kRunning)) return;
+    gets_a_p();
+    state.store((w & ~uint64_t{0xff}) + kRunning);
+  }
+  bool retake_known() {
+    uint64_t w = state.load();
+    if ((w & 0xff) != kSyscall) return false;
+    if (mutant != kSysmonDoesNotLookAgain && p_m.load() != 1) return false;
+    if (!state.compare_exchange_strong(w, (w & ~uint64_t{0xff}) + kLost)) return false;
+    check(taken == 0, "sysmon takes a P that it has taken");
+    taken = 1;
+    p_m.store(0);
+    return true;
+  }
+  void start() {
+    go("G", [this] {
+      for (int i = 0; i < 2; i++) {
+        call();
+        engine_enter();
+        step();
+        engine_exit();
+      }
+    });
+    go("sysmon", [this] {
+      for (int i = 0; i < 2; i++) {
+        if (state.load() % 0x100 == kRunning && retake_hidden()) {
+          step();
+          taken = 2;
+        }
+        if (retake_known()) {
+          step();
+          taken = 2;
+        }
+      }
+    });
+  }
+};
+
 }  // namespace
 
 int main() {
   expect_holds<Calls>("two calls, sysmon retakes twice");
   expect_holds<Switches>("sysmon's look is outdated when it acts");
   expect_holds<Hidden>("a G enters the engine while sysmon takes its P");
+  expect_holds<ComputesAndCalls>("a G that computes enters a call while sysmon takes its P");
   expect_breaks<Calls>("the G returns by a plain store", kReturnByStore);
   expect_breaks<Calls>("sysmon clears m->p after its CAS", kSysmonClearsTheM);
   expect_breaks<Switches>("the state word carries no count", kNoCount);
   expect_breaks<Switches>("sysmon does not look at the P again", kSysmonDoesNotLookAgain);
+  expect_breaks<ComputesAndCalls>("sysmon takes from the call what it took before it", kSysmonDoesNotLookAgain);
   expect_breaks<Hidden>("no membarrier", kNoMembarrier);
   expect_breaks<Hidden>("the G does not look at m->retake", kEntersWithoutLooking);
   expect_breaks<Hidden>("sysmon ignores g->engine", kTakesWhateverTheFlag);
