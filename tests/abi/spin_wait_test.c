@@ -6,8 +6,8 @@
 // How it failed: each spinner burned its 10 ms while the thread it waited for was queued; a
 // redis-server with 4 I/O threads on 2 Ps served 600 requests a second instead of 30,000.
 // Measured in processor time of the process. On a busy machine the watcher may wait for a core while
-// they spin (5 ms a step beside 4 threads that burn both cores, once in 12 runs): the best of some
-// batches counts, of which none was good when it failed.
+// they spin (5 ms a step beside 4 threads that burn both cores, once in 12 runs): more than half of the
+// batches must be good; none was when it failed.
 #include "abi.h"
 
 enum { kWorkers = 3, kWarm = 100, kBatches = 10, kRounds = 20 };
@@ -50,17 +50,18 @@ static void a_step_costs_no_slices(void **state) {
   CHECK_OK(pipe(pipe_fds));
   for (int i = 0; i < kWorkers; i++) t[i] = start(work, &pending[i]);
   for (int i = 0; i < kWarm; i++) round_trip();
-  int64_t best = INT64_MAX;
+  int64_t each[kBatches];
   for (int batch = 0; batch < kBatches; batch++) {
     int64_t from = cpu_ns();
     for (int i = 0; i < kRounds; i++) round_trip();
-    int64_t each = (cpu_ns() - from) / kRounds;
-    if (each < best) best = each;
+    each[batch] = (cpu_ns() - from) / kRounds;
   }
   stop = 1;
   for (int i = 0; i < kWorkers; i++) join(t[i]);
   // Four threads that each spin for a slice of 10 ms make 20 ms and more.
-  CHECK(best < 5000000);
+  int dear = 0;
+  for (int batch = 0; batch < kBatches; batch++) dear += each[batch] >= 5000000;
+  CHECK(dear < kBatches / 2);
 }
 
 int main(void) {
