@@ -84,12 +84,16 @@ static void *end_by(void *arg) {
   for (;;) pause();
 }
 
+static void begin_record(void) {
+  memset(record, 0, sizeof *record);
+  atexit(first_handler);
+}
+
 static int in_thread;
 static int end_process(void *arg) {
   const int fatal[] = {SIGABRT, SIGSEGV, SIGTERM};
   for (int i = 0; i < 3; i++) signal(fatal[i], SIG_DFL);
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   atexit(second_handler);
   at_quick_exit(quick_handler);
   start_all_kinds();
@@ -131,16 +135,14 @@ static void *end_late(void *arg) {
   return arg;
 }
 static int main_leaves_first(void *arg) {
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   pthread_t t = start(end_late, NULL);
   pthread_detach(t);
   if (arg) pthread_exit(arg);
   pthread_exit(NULL);
 }
 static int main_leaves_alone(void *arg) {
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   pthread_exit(arg);
 }
 static void *end_at_leisure(void *arg) {
@@ -150,8 +152,7 @@ static void *end_at_leisure(void *arg) {
   return NULL;
 }
 static int many_end_after_main(void *arg) {
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   for (intptr_t i = 0; i < 30; i++) start(end_at_leisure, (void *)i);
   pthread_exit(arg);
 }
@@ -175,8 +176,7 @@ static void *exit_after_main(void *arg) {
   exit((int)(intptr_t)arg);
 }
 static int thread_exits_after_main_left(void *arg) {
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   start(exit_after_main, arg);
   pthread_exit(NULL);
 }
@@ -214,8 +214,7 @@ static pthread_t start_pinned(void *(*routine)(void *), void *arg) {
   return t;
 }
 static int main_leaves_pinned_ones(void *how) {
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   CHECK_OK(pthread_key_create(&kept, value_goes));
   start_pinned(end_pinned, how);
   start(end_at_leisure, NULL);
@@ -270,8 +269,7 @@ static void call_by_timer(void (*function)(union sigval)) {
 }
 static int main_leaves_a_timer(void *arg) {
   (void)arg;
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   join(start(small_thread, NULL));
   call_by_timer(timer_rings);
   pthread_exit(NULL);
@@ -280,8 +278,7 @@ static int main_leaves_a_timer(void *arg) {
 // A thread of aio's ends when it has nothing to do, and then is the last one.
 static int aio_pipe[2];
 static int main_leaves_aio(void *arg) {
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   join(start(small_thread, arg));
   struct aioinit init = {.aio_threads = 1, .aio_num = 1, .aio_idle_time = 0};
   aio_init(&init);
@@ -346,8 +343,7 @@ static void timer_forks(union sigval v) {
 }
 static int pinned_child(void *arg) {
   (void)arg;
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   join(start(small_thread, NULL));
   start_pinned(pinned_forks, NULL);
   for (;;) pause();
@@ -355,8 +351,7 @@ static int pinned_child(void *arg) {
 }
 static int timer_child(void *arg) {
   (void)arg;
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   join(start(small_thread, NULL));
   call_by_timer(timer_forks);
   for (;;) pause();
@@ -409,8 +404,7 @@ static void *exit_together(void *arg) {
 }
 static int exit_by_many(void *arg) {
   (void)arg;
-  memset(record, 0, sizeof *record);
-  atexit(first_handler);
+  begin_record();
   pthread_barrier_init(&barrier, NULL, 8);
   for (intptr_t i = 1; i < 8; i++) start(exit_together, (void *)(i + 50));
   exit_together((void *)50);
