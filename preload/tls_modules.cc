@@ -104,7 +104,22 @@ size_t static_offset(const dl_phdr_info* info) {
   return offset > 0 && static_cast<size_t>(offset) <= static_below ? static_cast<size_t>(offset) : 0;
 }
 
-// Under libc's lock against unloading, so images may be read.
+// In libc's walk, under its lock against unloading, so the image may be read. Nothing of the
+// engine here: on its way out a G may lose its P, and would be queued with libc's lock held, for
+// which the Ms then wait, and who opens a library, with the lock that a new M's TLS needs.
+// To be given back by drop_image.
+const char* image_aside(const char* image, size_t bytes) {
+  if (bytes == 0) return nullptr;
+  void* p = sys_mmap(nullptr, round_up(bytes, kPageBytes), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS);
+  if (sys_failed(p)) return nullptr;
+  memcpy(p, image, bytes);
+  return static_cast<const char*>(p);
+}
+void drop_image(const char* image, size_t bytes) {
+  if (image != nullptr) sys_munmap(const_cast<char*>(image), round_up(bytes, kPageBytes));
+}
+
 int add_module(dl_phdr_info* info, size_t, void* arg) {
   auto* r = static_cast<Reading*>(arg);
   if (info->dlpi_tls_modid == 0) return 0;
@@ -127,12 +142,20 @@ int add_module(dl_phdr_info* info, size_t, void* arg) {
     m.offset = offset;
     m.image_bytes = ph.p_filesz;
     m.bytes = ph.p_memsz;
-    lock_modules();
-    m.image = copy_of(reinterpret_cast<const char*>(info->dlpi_addr + ph.p_vaddr), ph.p_filesz);
-    unlock_modules();
-    if (m.image == nullptr) m.image_bytes = 0;
+    m.image = image_aside(reinterpret_cast<const char*>(info->dlpi_addr + ph.p_vaddr), ph.p_filesz);
   }
   return 0;
+}
+
+// Under modules_lock: what was put aside becomes the copies.
+void keep_images(Reading& r) {
+  for (size_t i = 0; i < r.n; i++) {
+    Module& m = r.list[i];
+    const char* aside = m.image;
+    m.image = aside == nullptr ? nullptr : copy_of(aside, m.image_bytes);
+    drop_image(aside, m.image_bytes);
+    if (m.image == nullptr) m.image_bytes = 0;
+  }
 }
 
 void begin_change() {
@@ -198,6 +221,7 @@ bool tls_modules_boot(size_t below, const uint32_t* offset_desc, bool* all_stati
   r.n = 0;
   dl_iterate_phdr(add_module, &r);
   *all_static = !r.dynamic;
+  keep_images(r);
   begin_change();
   end_change(r);
   return libc_found && own_found;
@@ -244,6 +268,7 @@ void tls_modules_refresh() {
   now.n = 0;
   dl_iterate_phdr(add_module, &now);
   lock_modules();
+  keep_images(now);
   if (reading > last_reading) {  // else a later one has been taken over
     last_reading = reading;
     take_over(now);
