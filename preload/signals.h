@@ -92,7 +92,7 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc);
 
 // ---- sigpreempt.cc
 void preempt_boot();
-bool preempt_safe(G* g, const ucontext_t* uc);
+bool preempt_safe(G* g, const ucontext_t* uc, Preempt why);
 void preempt_here(int sig, siginfo_t* info, void* uc);
 
 // ---- sigsend.cc

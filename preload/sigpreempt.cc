@@ -9,11 +9,13 @@
 // Refused: in the engine, in a system call, in libc, the loader, the vdso or ourselves
 // (locks we cannot see), in the library of the program's malloc, off the G's own stack,
 // with too little room left on it. The G then yields when it next leaves the engine; sysmon
-// asks again.
+// asks again. The exception: a wait in libc that is to be given up (stranded.h).
 //
 // The allocator: see allocator.h.
 #include <dlfcn.h>
 #include <link.h>
+#include <linux/futex.h>
+#include <string.h>
 #include <sys/auxv.h>
 #include <sys/resource.h>
 
@@ -75,6 +77,18 @@ int note_range(dl_phdr_info* info, size_t, void* arg) {
   return 0;
 }
 
+// About to wait, for the first time or again, on a futex without a time limit: the kernel has set the
+// registers back to before the call (SA_RESTART).
+bool before_futex_wait(const ucontext_t* uc) {
+  const auto& r = uc->uc_mcontext.gregs;
+  constexpr uint16_t kSyscallInsn = 0x050f;
+  uint16_t insn;
+  memcpy(&insn, reinterpret_cast<const void*>(r[REG_RIP]), sizeof insn);
+  long op = r[REG_RSI] & FUTEX_CMD_MASK;
+  return insn == kSyscallInsn && r[REG_RAX] == SYS_futex && (op == FUTEX_WAIT || op == FUTEX_WAIT_BITSET) &&
+         r[REG_R10] == 0;
+}
+
 }  // namespace
 
 void preempt_boot() {
@@ -90,12 +104,13 @@ void preempt_boot() {
   main_stack.lo = main_stack.hi - (r.rlim_cur < kMost ? r.rlim_cur : kMost);
 }
 
-bool preempt_safe(G* g, const ucontext_t* uc) {
+bool preempt_safe(G* g, const ucontext_t* uc, Preempt why) {
   if (g->no_preempt != 0 || g_state(g) != GState::kRunning) return false;
   auto pc = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RIP]);
   auto sp = static_cast<uintptr_t>(uc->uc_mcontext.gregs[REG_RSP]);
   for (size_t i = 0; i < n_ranges; i++) {
     if (pc < no_preempt_in[i].lo || pc >= no_preempt_in[i].hi) continue;
+    if (why == Preempt::kGiveUp && !no_preempt_in[i].ours && before_futex_wait(uc)) break;
     if (!no_preempt_in[i].ours) spin_refused(g);  // redis's spinning threads take a mutex, too
     return false;
   }

@@ -278,7 +278,7 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
   if (g->is_g0) return;
   bool preempt = why != Preempt::kNo;
   if (preempt) g->preempt_why = static_cast<uint8_t>(why);
-  if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc))) {
+  if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc, why))) {
     sched.n_refused.fetch_add(1, std::memory_order_relaxed);
     // It yields at its next way out of the engine; sysmon asks again as well.
     g->attention.fetch_or(kAttPreempt, std::memory_order_relaxed);

@@ -12,6 +12,7 @@
 
 #include "sched/netpoll.h"
 #include "sched/sched.h"
+#include "sched/sysmon.h"
 
 namespace weft {
 namespace {
@@ -164,6 +165,7 @@ void start_m(P* p, bool spinning) {
   if (m == nullptr) {
     if (spinning) sched.n_spinning.fetch_sub(1, std::memory_order_seq_cst);
     request_m();
+    if (sched.sysmon_word.load(std::memory_order_seq_cst) == 1) sysmon_kick();  // stranded.h
     return;
   }
   m->spinning = spinning;

@@ -103,7 +103,8 @@ struct alignas(kCacheLine) P {
   uint64_t n_steals = 0, n_handoffs = 0;
 };
 
-enum class Preempt : uint8_t { kNo, kMakeWay, kSliceOver };
+// kGiveUp: also a wait in libc (stranded.h).
+enum class Preempt : uint8_t { kNo, kMakeWay, kSliceOver, kGiveUp };
 
 constexpr uint32_t kSentUrg = 1, kSentPoke = 2;
 constexpr uint64_t kMaskNoG = ~uint64_t{0};  // no G's mask: 32 and 33 are never in one

@@ -8,7 +8,8 @@
 //     cannot see;
 //  4. Ps whose G has run longer than its slice while others wait, or waits by spinning
 //     (spinwait.h): check_slice (fair.h);
-//  5. queued work beside an idle P (the net under the wake habit, sched.cc): wake_p.
+//  5. queued work beside an idle P (the net under the wake habit, sched.cc): wake_p. If no M can
+//     be had for it: stranded.h.
 // With every P idle for a second it sleeps until acquire_p wakes it: an idle program
 // costs nothing.
 //
@@ -32,6 +33,7 @@
 #include "sched/fair.h"
 #include "sched/netpoll.h"
 #include "sched/spinwait.h"
+#include "sched/stranded.h"
 #include "sched/syscall.h"
 #include "sched/watch.h"
 
@@ -260,7 +262,8 @@ bool wake_for_queued(uint64_t now) {
 void deep_sleep() {
   uint32_t awake = 0;  // 2: kicked just now
   if (!sched.sysmon_word.compare_exchange_strong(awake, 1, std::memory_order_seq_cst)) return;
-  if (sched.n_idle_p.load(std::memory_order_seq_cst) == sched.procs && !watch_wants_ticks())
+  // Work is queued before its P is left without an M (start_m), which then looks at the word.
+  if (sched.n_idle_p.load(std::memory_order_seq_cst) == sched.procs && !any_work() && !watch_wants_ticks())
     while (sched.sysmon_word.load(std::memory_order_acquire) == 1)
       sys_futex_wait(&sched.sysmon_word, 1);
   sched.sysmon_word.store(0, std::memory_order_relaxed);
@@ -323,6 +326,7 @@ void sysmon_main(void*) {
     netpoll_verify(now);
     for (uint32_t i = 0; i < sched.procs; i++) did |= check_p(&sched.p[i], now);
     did |= wake_for_queued(now);
+    bool stranded = stranded_check(now);
     sysmon_hook(now);
     last_tick_ns = now;
     if (did) {
@@ -331,7 +335,7 @@ void sysmon_main(void*) {
     } else if (++quiet > kIdleTicks) {
       delay = delay * 2 > kMaxTickNs ? kMaxTickNs : delay * 2;
     }
-    if (sched.n_idle_p.load(std::memory_order_relaxed) != sched.procs || watch_wants_ticks()) {
+    if (sched.n_idle_p.load(std::memory_order_relaxed) != sched.procs || stranded || watch_wants_ticks()) {
       all_idle_since = 0;
     } else if (all_idle_since == 0) {
       all_idle_since = now;

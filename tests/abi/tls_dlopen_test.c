@@ -3,12 +3,15 @@
 // Behaviours: general-dynamic and initial-exec libraries opened by one thread are usable,
 // with initial values, in threads that were already running and in new ones; later threads
 // in the same slots start afresh; closing and opening again; destructors registered by a
-// closed library still run.
+// closed library still run; nobody waits for ever where callbacks of dl_iterate_phdr wait while
+// others open and create (weft: all Ms, and who makes them, stood in the loader's locks, whose
+// holder was ready and had no M).
 // Invariant: first read of a library's TLS in any thread gives the initial value.
 // libs: -ldl
 #include "abi.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 static void *open_library(const char *name) {
   char path[PATH_MAX];
@@ -249,6 +252,48 @@ static void dlerror_is_per_thread(void **state) {
   CHECK(dlerror() == NULL);
 }
 
+// A walk's callback runs under the loader's lock, and may take its time and wait. Who opens a
+// library waits for it with another lock held, that a new thread needs.
+static int walks_left;
+
+static int takes_its_time(struct dl_phdr_info *info, size_t size, void *arg) {
+  (void)info, (void)size;
+  if (++*(int *)arg % 4 == 0) usleep(100);
+  else yield_some(3);
+  return 0;
+}
+
+static void *walk_often(void *arg) {
+  (void)arg;
+  int calls = 0;
+  while (LOAD(&walks_left) > 0) {
+    CHECK_EQ(dl_iterate_phdr(takes_its_time, &calls), 0);
+    ADD(&walks_left, -1);
+  }
+  return NULL;
+}
+
+static void *nothing(void *arg) { return arg; }
+
+static void *create_often(void *arg) {
+  while (LOAD(&walks_left) > 0) CHECK(join(start(nothing, arg)) == arg);
+  return NULL;
+}
+
+static void *open_while_walked(void *arg) {
+  while (LOAD(&walks_left) > 0) open_close_often(arg);
+  return NULL;
+}
+
+static void walked_slowly_while_threads_open_and_create(void **state) {
+  (void)state;
+  void *(*const roles[])(void *) = {open_while_walked, walk_often, open_while_walked, create_often};
+  pthread_t t[16];
+  STORE(&walks_left, 100);
+  for (long i = 0; i < 16; i++) t[i] = start(roles[i % 4], (void *)(i + 1));
+  for (int i = 0; i < 16; i++) join(t[i]);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(opened_while_threads_live),
@@ -257,6 +302,7 @@ int main(void) {
       cmocka_unit_test(destructor_of_a_closed_library),
       cmocka_unit_test(many_threads_open_and_close),
       cmocka_unit_test(dlerror_is_per_thread),
+      cmocka_unit_test(walked_slowly_while_threads_open_and_create),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,11 @@
+// stranded.h - Gs are ready, a P is idle, and no M comes for them. Caller: sysmon.
+#pragma once
+
+#include "sched/sched.h"
+
+namespace weft {
+
+// Once a tick. True: it is so, and sysmon is to go on ticking.
+bool stranded_check(uint64_t now_ns);
+
+}  // namespace weft
