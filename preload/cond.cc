@@ -9,7 +9,8 @@
 // and put on the mutex's chain (mutex.h). Without the mutex, signal readies its waiter and
 // broadcast readies the first, the others queue for the mutex.
 //
-// A signal handler runs in the waiter's context while it keeps its place (kGoOn). A cancel
+// A signal handler runs in the waiter's context while it keeps its place (kGoOn), also once it is
+// woken and in line for the mutex (called_out.h). A cancel
 // takes it out of the queue; the mutex is taken back before it acts.
 //
 // Process-shared conds are libc's own, inside the syscall protocol, except with a mutex
@@ -132,6 +133,7 @@ void take_all(WaitQueue& q, void* arg) {
 }
 
 bool broadcast(pthread_cond_t* c) {
+  gfutex_table::Door in;  // who is taken and not in line yet hears no signal: no handler of ours now
   Taken t;
   gfutex_visit(c, take_all, &t);
   if (t.head == nullptr) return t.any;

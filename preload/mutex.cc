@@ -13,6 +13,7 @@
 
 #include "preload/allocator.h"
 #include "preload/wire.h"
+#include "sched/gfutex_line.h"
 
 namespace weft {
 
@@ -150,7 +151,12 @@ __attribute__((noinline)) void release_slow(Mutex* m) {
   uint32_t v = m->word.load(std::memory_order_relaxed);
   if (v == 0) return;  // was not locked: as natively, nothing
   Waiter* first = mutex_live_chain(m);
-  if (first == nullptr || mutex_queues_turn(m, v)) {
+  if (first == nullptr) {
+    release_in_order(m);
+    return;
+  }
+  gfutex_table::Door in;  // who is neither in line nor readied hears no signal: no handler of ours now
+  if (mutex_queues_turn(m, v)) {
     release_in_order(m);
     return;
   }
@@ -162,7 +168,7 @@ __attribute__((noinline)) void release_slow(Mutex* m) {
     first->duty = true;
     m->word.store(0, std::memory_order_release);
   }
-  gfutex_ready(first);
+  if (chain_leave(first)) gfutex_ready(first);
 }
 
 inline void release(Mutex* m) {

@@ -28,6 +28,7 @@
 #include <pthread.h>
 
 #include "preload/api.h"
+#include "sched/called_out.h"
 
 namespace weft {
 
@@ -103,6 +104,7 @@ inline void mutex_chain(Mutex* m, Waiter* w) {
     head->prev->next = w;
     head->prev = w;
   }
+  chain_enter(w);
 }
 
 // Claimed waiters queue for m, held by anybody or nobody, and the first is readied.
@@ -122,7 +124,7 @@ inline G* mutex_release_for_wait(Mutex* m) {
   if (next != nullptr) next->prev = heir->prev;
   m->chain = next;
   heir->handed = true;  // the word stays: 1, or 2 if others wait
-  return heir->g;
+  return WEFT_LIKELY(chain_leave(heir)) ? heir->g : nullptr;
 }
 
 // After the wait w.

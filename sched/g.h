@@ -38,6 +38,10 @@ extern const char* const kWaitNames[];
 // How a park ended. kWaiting means it has not.
 enum class Reason : uint32_t { kNone = 0, kWaiting = 1, kWoken = 2, kTimeout = 3, kInterrupted = 4 };
 
+// Where a woken waiter stands until the mutex is its, and whether its signals call it out (called_out.h).
+enum class Stands : uint8_t { kNowhere, kChain, kQueue };
+enum class Called : uint8_t { kNone, kAsking, kOut, kPassed, kAlone };
+
 struct AltStack {  // the kernel's stack_t in our own words
   void* sp = nullptr;
   int flags = 2;  // SS_DISABLE
@@ -86,7 +90,9 @@ struct alignas(kCacheLine) G {
   bool ahead = false;               // serves many: its last descriptor listens, or is an epoll
   uint8_t call_habit = 0;           // saturating: how often its calls slept (syscall.h)
   bool fresh = true;                // the slot has no TLS yet
-  uint32_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
+  uint16_t no_preempt = 0;          // depth; the G must stay on its M though outside the engine
+  std::atomic<Stands> stands{Stands::kNowhere};  // these two: called_out.h
+  std::atomic<Called> called{Called::kNone};
   uint32_t vtid = 0;                // what gettid() answers
 
   // sysmon's: how much of its slice it had used when it last made way for a woken G, and its

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+#include "sched/called_out.h"
 #include "sched/syscall.h"
 
 namespace weft {
@@ -144,6 +145,10 @@ bool wants_stop(const Waiter* w) { return w->stop != nullptr && w->stop(); }
 // kWaiting: w->token is that of a new park. kWoken: a wake came. kInterrupted: to stop. kNone: g has
 // been wired, and w is a foreign waiter.
 Reason stay_for_handlers(G* g, Waiter* w) {
+  if (was_called_out(g)) {
+    stay_in_line(g, w);
+    return Reason::kWoken;
+  }
   Bucket* b = &lock_bucket_of(w);
   if (w->g != nullptr && !wants_stop(w)) {
     w->g = nullptr;  // until we are back
@@ -301,19 +306,44 @@ void gfutex_ready(Waiter* w) {
   if (g != nullptr) engine_exit(g);
 }
 
+namespace {
+
+// False: its signals are due, so w is the caller's to ready. The steps are those of called_out.h.
+bool queue_one_claimed(Bucket& b, const void* addr, Waiter* w, uint64_t now) {
+  G* g = w->g;
+  bool chained = g->stands.load(std::memory_order_relaxed) == Stands::kChain;
+  if (chained && !chain_leave(w)) return true;  // it runs
+  w->addr = addr;
+  w->claimed = true;
+  w->since_tsc = now;
+  g->wait = Wait::kMutex;
+  __atomic_store_n(&g->wait_on, addr, __ATOMIC_RELAXED);
+  g->stands.store(Stands::kQueue, std::memory_order_release);
+  line_fence();
+  if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kAttSignal) != 0)) {
+    g->stands.store(Stands::kNowhere, std::memory_order_relaxed);
+    return false;
+  }
+  link_ranked(b, w, false);
+  return true;
+}
+
+}  // namespace
+
 void gfutex_queue_claimed(const void* addr, Waiter* list) {
   Door in;
+  WakeList called;
   Bucket& b = bucket_of(addr);
-  HoldBucket hold(b);
-  uint64_t now = tsc();
-  while (list != nullptr) {
-    Waiter* w = list;
-    list = w->next;
-    w->addr = addr;
-    w->claimed = true;
-    w->since_tsc = now;
-    link_ranked(b, w, false);
+  {
+    HoldBucket hold(b);
+    uint64_t now = tsc();
+    while (list != nullptr) {
+      Waiter* w = list;
+      list = w->next;
+      if (!queue_one_claimed(b, addr, w, now)) called.add(w);
+    }
   }
+  ready_all(called.head);
 }
 
 Waiter* WaitQueue::first() const { return next_of(static_cast<Bucket*>(bucket_)->head, addr_); }
@@ -352,6 +382,7 @@ void gfutex_boot() {
 }
 
 void gfutex_after_fork() {
+  call_out_after_fork();
   if (empty_in_children) return;  // nor is a page of the table copied or even looked at
   // A thread that is not here may have been between any two stores of a link or unlink: head
   // and tail need not agree. Only what is wrong is written: the table is mostly untouched.

@@ -79,6 +79,7 @@ bool claim_other(Waiter* w);
 // Claims a linked waiter and unlinks it; false if it gave up first: it unlinks itself, but
 // what it counts in may go away now, so it is taken out of that.
 WEFT_INLINE bool take(Bucket& b, Waiter* w) {
+  if (w->claimed) w->g->stands.store(Stands::kNowhere, std::memory_order_relaxed);
   bool won = w->claimed || (w->g != nullptr && park_claim(w->g, w->token, Reason::kWoken));
   if (WEFT_UNLIKELY(!won) && !claim_other(w)) {
     drop_count(w);
