@@ -66,16 +66,21 @@ inline void learn_guess(PollDesc* pd, bool empty) {
 
 // A read has found something at once. Who has answered and whose peer asks again while it is itself
 // off its core finds the next request there each time, and would have the P for a slice: every
-// kUnwaited times those who wait have their turn. Who only reads, or only writes, has its slice.
-constexpr uint8_t kUnwaited = 4;
+// kUnwaited times those who wait have their turn; every kUnwaitedLook times, as after so many switches,
+// those of whom only the kernel knows yet: with nobody to switch to, they waited for sysmon to look.
+// Who only reads, or only writes, has its slice.
+constexpr uint8_t kUnwaited = 4, kUnwaitedLook = 64;
 inline void io_in_turn() {
   G* g = t_g;
   if (!g->answered) return;
   g->answered = false;
-  if (WEFT_LIKELY(++g->unwaited < kUnwaited)) return;
-  g->unwaited = 0;
+  if (WEFT_LIKELY(++g->unwaited % kUnwaited != 0)) return;
   if (this_g() != g || g->no_preempt != 0) return;  // wired since the call began; or bound to its M
   engine_enter(g);
+  if (g->unwaited >= kUnwaitedLook) {
+    g->unwaited = 0;
+    g->m->p->look.store(true, std::memory_order_relaxed);
+  }
   yield(false);
   engine_exit(g);
 }

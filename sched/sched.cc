@@ -385,7 +385,9 @@ void yield(bool to_global) {
   M* m = g->m;
   P* p = m->p;
   if (!to_global) {
-    if (p->runq.empty() && sched.globq_n.load(std::memory_order_relaxed) == 0) return;
+    if (p->runq.empty() && sched.globq_n.load(std::memory_order_relaxed) == 0 &&
+        !p->look.load(std::memory_order_relaxed))
+      return;
     set_state(g, GState::kRunnable);
     // The next one first: a full ring then has room, and g is not picked again.
     G* next = pick_local(p);

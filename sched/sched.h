@@ -81,7 +81,7 @@ struct alignas(kCacheLine) P {
   std::atomic<uint32_t> woken_until{0};  // the ring's place behind the last woken one (fair.h)
   std::atomic<uint32_t> seen_switches{0};  // sysmon's last look at switches
   std::atomic<bool> crowd{false};        // sysmon's: many wait, and none computes (fair.h)
-  std::atomic<bool> look{false};         // sysmon's wish: look at the netpoller (sysmon.cc)
+  std::atomic<bool> look{false};         // look at the netpoller: sysmon's wish, or of one who never waits
   // --- sysmon only
   uint32_t seen_tick = 0;
   uint64_t moved_ns = 0;                 // the last look that found another G than the one before

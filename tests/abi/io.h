@@ -159,6 +159,16 @@ IO_FN void settle(void)
         }                                                         \
     } while (0)
 
+// Before the first thread: the process has the first of its cores alone.
+IO_FN void keep_one_core(void)
+{
+    cpu_set_t set;
+    MUST(sched_getaffinity(0, sizeof set, &set) == 0);
+    for (int i = 0, found = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, &set) && found++ > 0) CPU_CLR(i, &set);
+    MUST(sched_setaffinity(0, sizeof set, &set) == 0);
+}
+
 // ---- handshake: a counter that can be waited for --------------------------------
 
 struct gate {
