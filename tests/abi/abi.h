@@ -159,14 +159,16 @@ ABI_UNUSED static int in_child(int (*fn)(void *), void *arg) {
 ABI_UNUSED static int exit_code(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : -status; }
 ABI_UNUSED static int death_signal(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) : -1; }
 
-// Before the first thread: the program has the first of its cores alone.
-ABI_UNUSED static void keep_one_core(void) {
-  cpu_set_t one;
-  CHECK_OK(sched_getaffinity(0, sizeof one, &one));
+// Before the first thread: the program has the first n of its cores and no more.
+ABI_UNUSED static void keep_cores(int n) {
+  cpu_set_t set;
+  CHECK_OK(sched_getaffinity(0, sizeof set, &set));
   for (int i = 0, found = 0; i < CPU_SETSIZE; i++)
-    if (CPU_ISSET(i, &one) && found++ > 0) CPU_CLR(i, &one);
-  CHECK_OK(sched_setaffinity(0, sizeof one, &one));
+    if (CPU_ISSET(i, &set) && found++ >= n) CPU_CLR(i, &set);
+  CHECK_OK(sched_setaffinity(0, sizeof set, &set));
 }
+
+ABI_UNUSED static void keep_one_core(void) { keep_cores(1); }
 
 // Memory that stays shared with forked children, zeroed.
 ABI_UNUSED static void *shared_memory(size_t bytes) {
