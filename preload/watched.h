@@ -1,4 +1,4 @@
-// watched.h - is the process run by a tool that keeps its own books about threads?
+// watched.h - is the process run by a tool, or a runtime, that keeps its own books about threads?
 //
 // Callers: boot, once. Neither blocks nor allocates.
 #pragma once
