@@ -231,6 +231,9 @@ void thread_finish(Thread* t) {
   tls_modules_refresh();
   // Natively the last thread's end is exit(0), run by it, with its TLS still there.
   if (last_ended(t)) exit(0);
+  // A wired one's kernel thread lives a moment longer, the process's first one for ever: as libc does.
+  uint64_t all = kAllSignals;
+  if (g->wired) sys_sigprocmask(SIG_BLOCK, &all, nullptr);
   if (t->clear_tid_set) clear_tid_at_end(t);
   bool slot = g->cls != nullptr;  // the first thread's TCB stays as it is
   if (slot) tcb_reset(g);
