@@ -105,8 +105,15 @@ uint64_t mask_swap(G* g, uint64_t mask) {
   if ((pending_of(g) & ~old) != 0) signals_attention(g);  // before the door closes
   set_masks(g, mask);
   masks_note(mask & ~old, old & ~mask);
-  if (((pending_of(g) | deferred_pending()) & ~mask) != 0) signals_attention(g);
-  return old;
+  // What we let in is handled before we return, also if another just routes it: first it is seen there,
+  // then as both, then queued for us, or with the kernel again.
+  for (;;) {
+    uint64_t routed = deferred_pending() & ~mask;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    if (routed != 0 || (pending_of(g) & ~mask) != 0) signals_attention(g);
+    if (routed == 0) return old;
+    sys_sched_yield();
+  }
 }
 
 namespace {
