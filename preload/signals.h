@@ -109,6 +109,8 @@ bool pending_take(G* g, uint64_t set, siginfo_t* out);
 void pending_adopt(G* g1);
 // A G's pending signals die with it; those of the process go to another thread.
 void pending_drop(G* g);
+// g has been wired: what is queued for it goes to its kernel thread. By g then, and by who has queued one.
+void pending_wired(G* g);
 // Signals of the process that are queued for g, which blocks them by now, go to another thread, or back
 // to the kernel. By g after it has blocked some, and by who has queued one.
 void pending_pass_on(G* g);

@@ -384,13 +384,37 @@ void pending_discard(int sig) {
 
 namespace {
 
-int send_to(G* g, int sig, const siginfo_t* info, bool process) {
-  if (g->wired) {
-    int tid = g->m->tid.load(std::memory_order_relaxed);
-    if (info->si_code == SI_TKILL) return real_tgkill(tid, sig);
-    siginfo_t copy = carry(info);
-    return static_cast<int>(sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(), tid, sig, sys_arg(&copy)));
+bool is_wired(const G* g) { return __atomic_load_n(&g->wired, __ATOMIC_RELAXED); }
+
+int send_to_wired(G* g, int sig, const siginfo_t* info) {
+  int tid = g->m->tid.load(std::memory_order_relaxed);
+  if (info->si_code == SI_TKILL) return real_tgkill(tid, sig);
+  siginfo_t copy = carry(info);
+  return static_cast<int>(sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(), tid, sig, sys_arg(&copy)));
+}
+
+}  // namespace
+
+// A wired thread's signals are the kernel's: it looks into no queue of ours.
+//   g: 1 wired  2 fence  3 queued? to the kernel      sender: a not wired  b enqueue  c wired? as 3
+// Either 3 sees b or c sees 1.
+void pending_wired(G* g) {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (thread_of(g)->pending.bits.load(std::memory_order_relaxed) == 0) return;
+  InEngine in;
+  siginfo_t info;
+  bool process = false;
+  while (dequeue(thread_of(g)->pending, ~uint64_t{0}, &info, &process)) {
+    if (info.si_code == SI_TIMER) timer_taken(&info);
+    if (process) signal_process(info.si_signo, &info);
+    else if (send_to_wired(g, info.si_signo, &info) < 0) signal_defer_to(g, info.si_signo, &info);  // no room
   }
+}
+
+namespace {
+
+int send_to(G* g, int sig, const siginfo_t* info, bool process) {
+  if (is_wired(g)) return send_to_wired(g, sig, info);
   InEngine in;
   Thread* t = thread_of(g);
   bool blocked = (g->sigmask & sig_bit(sig)) != 0;
@@ -405,6 +429,7 @@ int send_to(G* g, int sig, const siginfo_t* info, bool process) {
     return give_to_kernel(sig, info);
   if (int err = enqueue(t->pending, t, sig, info, process)) return err;
   notify(g, sig);
+  if (is_wired(g)) pending_wired(g);
   // g ends: 1 not alive  2 pending? passed on (pending_drop). We: a enqueue  b alive?
   // Either 2 sees a or b sees 1.
   // g blocks it: 1 its mask  2 pending? passed on (pending_pass_on). We: a enqueue  b its mask?

@@ -145,6 +145,7 @@ void wire_thread_for_lock(const char* why) {
     return 0;
   });
   thread_of(g)->libc_told.store(true, std::memory_order_release);
+  pending_wired(g);  // last: handlers may run here, and see all of it done
 }
 
 bool wish_add(G* g, void (*change)(Wish* w, const void* arg), const void* arg) {
