@@ -452,7 +452,8 @@ void g_exit(G* next) {
   P* p = m->p;
   if (next != nullptr && !goes_at_once(p, next)) next = nullptr;
   if (g->wired) {
-    do_switch(g, &m->g0);  // schedule_g0 ends this kernel thread
+    m->dying_g_wired = true;  // once off its core g may be another thread already
+    do_switch(g, &m->g0);     // schedule ends this kernel thread
     __builtin_unreachable();
   }
   if (next == nullptr) next = pick_local(p);
@@ -470,10 +471,10 @@ void schedule() {
   G* g0 = t_g;
   M* m = g0->m;
   for (;;) {
-    if (G* last = m->curg.load(std::memory_order_relaxed)) {
+    if (m->curg.load(std::memory_order_relaxed) != nullptr) {
       m->curg.store(nullptr, std::memory_order_relaxed);
       if (WEFT_UNLIKELY(sched.count_cpu.load(std::memory_order_relaxed))) cpu_switch(m, nullptr);
-      if (last->wired && g_state(last) == GState::kDead) {
+      if (m->dying_g_wired) {
         sched.n_away.fetch_sub(1, std::memory_order_relaxed);
         sched.n_m.fetch_sub(1, std::memory_order_relaxed);
         host_end_thread();
