@@ -18,6 +18,8 @@ namespace {
 std::atomic<size_t> default_stack{0};
 std::atomic<size_t> default_guard{4096};
 std::atomic<bool> default_native{false};  // the defaults are a kernel thread's
+std::atomic<bool> default_detached{false}, default_has_mask{false};
+std::atomic<uint64_t> default_mask{0};
 
 bool is_explicit(const pthread_attr_t* attr) {
   int inherit = PTHREAD_INHERIT_SCHED;
@@ -27,8 +29,11 @@ bool is_explicit(const pthread_attr_t* attr) {
 
 bool wants_kernel_thread(const pthread_attr_t* attr) {
   int policy = SCHED_OTHER;
+  struct sched_param p = {};
   pthread_attr_getschedpolicy(attr, &policy);
-  if (is_explicit(attr) && policy != SCHED_OTHER) return true;
+  pthread_attr_getschedparam(attr, &p);
+  // A priority that SCHED_OTHER does not have: EINVAL, by libc.
+  if (is_explicit(attr) && (policy != SCHED_OTHER || p.sched_priority != 0)) return true;
   // Without an affinity of its own the object answers with every bit set, of as many as are
   // asked for; with one that reaches beyond them it answers EINVAL.
   cpu_set_t set;
@@ -42,19 +47,39 @@ bool wants_kernel_thread(const pthread_attr_t* attr) {
   return sys_call(SYS_sched_getaffinity, 0, sizeof now, sys_arg(&now)) < 0 || !CPU_EQUAL(&set, &now);
 }
 
+bool is_detached(const pthread_attr_t* attr) {
+  int detach = PTHREAD_CREATE_JOINABLE;
+  pthread_attr_getdetachstate(attr, &detach);
+  return detach == PTHREAD_CREATE_DETACHED;
+}
+
+// False: it has none.
+bool mask_of(const pthread_attr_t* attr, uint64_t* mask) {
+  sigset_t set;
+  if (pthread_attr_getsigmask_np(attr, &set) != 0) return false;
+  memcpy(mask, &set, sizeof *mask);
+  return true;
+}
+
 void read_default() {
   pthread_attr_t d;
   size_t stack = size_t{8} << 20, guard = 4096;
-  bool native = false;
+  bool native = false, detached = false, has_mask = false;
+  uint64_t mask = 0;
   if (real().pthread_getattr_default_np(&d) == 0) {
     pthread_attr_getstacksize(&d, &stack);
     pthread_attr_getguardsize(&d, &guard);
     native = wants_kernel_thread(&d);
+    detached = is_detached(&d);
+    has_mask = mask_of(&d, &mask);
     pthread_attr_destroy(&d);
   }
   if (knobs().stack_bytes != 0) stack = knobs().stack_bytes;
   default_guard.store(guard, std::memory_order_relaxed);
   default_native.store(native, std::memory_order_relaxed);
+  default_detached.store(detached, std::memory_order_relaxed);
+  default_mask.store(mask, std::memory_order_relaxed);
+  default_has_mask.store(has_mask, std::memory_order_relaxed);
   default_stack.store(stack, std::memory_order_release);
 }
 
@@ -126,7 +151,12 @@ bool spawn_attr(const pthread_attr_t* attr, SpawnAttr* out) {
   if (default_stack.load(std::memory_order_acquire) == 0) read_default();
   out->stack_bytes = default_stack.load(std::memory_order_relaxed);
   out->guard_bytes = default_guard.load(std::memory_order_relaxed);
-  if (attr == nullptr) return !default_native.load(std::memory_order_relaxed);
+  if (attr == nullptr) {
+    out->detached = default_detached.load(std::memory_order_relaxed);
+    out->has_sigmask = default_has_mask.load(std::memory_order_relaxed);
+    out->sigmask = default_mask.load(std::memory_order_relaxed);
+    return !default_native.load(std::memory_order_relaxed);
+  }
   if (const Known* k = known(attr)) {
     out->detached = k->detached;
     out->guard_bytes = k->guard_bytes;
@@ -134,9 +164,7 @@ bool spawn_attr(const pthread_attr_t* attr, SpawnAttr* out) {
     return true;
   }
   if (wants_kernel_thread(attr)) return false;
-  int detach = PTHREAD_CREATE_JOINABLE;
-  pthread_attr_getdetachstate(attr, &detach);
-  out->detached = detach == PTHREAD_CREATE_DETACHED;
+  out->detached = is_detached(attr);
   out->explicit_sched = is_explicit(attr);
   pthread_attr_getguardsize(attr, &out->guard_bytes);
   void* base = nullptr;
@@ -150,11 +178,7 @@ bool spawn_attr(const pthread_attr_t* attr, SpawnAttr* out) {
   } else if (bytes != 0) {
     out->stack_bytes = bytes;
   }
-  sigset_t set;
-  if (pthread_attr_getsigmask_np(attr, &set) == 0) {
-    out->has_sigmask = true;
-    memcpy(&out->sigmask, &set, sizeof out->sigmask);
-  }
+  out->has_sigmask = mask_of(attr, &out->sigmask);
   if (out->user_stack == nullptr && !out->explicit_sched && !out->has_sigmask)
     learn(attr, Known{{}, out->guard_bytes, bytes, out->detached});
   return true;

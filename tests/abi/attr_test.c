@@ -348,6 +348,60 @@ static void an_object_used_before_may_be_given_more(void **state) {
   CHECK_OK(pthread_attr_destroy(&attr));
 }
 
+static void *state_and_mask(void *arg) {
+  pthread_attr_t mine;
+  int detached;
+  sigset_t mask;
+  CHECK_OK(pthread_getattr_np(pthread_self(), &mine));
+  CHECK_OK(pthread_attr_getdetachstate(&mine, &detached));
+  CHECK_OK(pthread_attr_destroy(&mine));
+  CHECK_OK(pthread_sigmask(SIG_BLOCK, NULL, &mask));
+  int *seen = arg;
+  seen[0] = detached == PTHREAD_CREATE_DETACHED;
+  seen[1] = sigismember(&mask, SIGUSR2);
+  STORE(&seen[2], 1);
+  return NULL;
+}
+
+static void default_state_and_mask_of_the_process(void **state) {
+  (void)state;
+  pthread_attr_t before, attr;
+  sigset_t usr2;
+  pthread_t t;
+  sigemptyset(&usr2);
+  sigaddset(&usr2, SIGUSR2);
+  CHECK_OK(pthread_getattr_default_np(&before));
+  CHECK_OK(pthread_getattr_default_np(&attr));
+  CHECK_OK(pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED));
+  CHECK_OK(pthread_attr_setsigmask_np(&attr, &usr2));
+  CHECK_OK(pthread_setattr_default_np(&attr));
+  static int seen[3];
+  CHECK_OK(pthread_create(&t, NULL, state_and_mask, seen));
+  AWAIT(LOAD(&seen[2]));
+  CHECK(seen[0] == 1 && seen[1] == 1);
+  CHECK_OK(pthread_setattr_default_np(&before));
+  seen[2] = 0;
+  CHECK(join(start(state_and_mask, seen)) == NULL);
+  CHECK(seen[0] == 0 && seen[1] == 0);
+  CHECK_OK(pthread_attr_destroy(&attr));
+  CHECK_OK(pthread_attr_destroy(&before));
+}
+
+static void a_priority_that_the_policy_does_not_have(void **state) {
+  (void)state;
+  pthread_attr_t attr;
+  pthread_t t;
+  struct sched_param p = {.sched_priority = 1};
+  int seen[3];
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED));
+  CHECK_OK(pthread_attr_setschedpolicy(&attr, SCHED_FIFO));
+  CHECK_OK(pthread_attr_setschedparam(&attr, &p));
+  CHECK_OK(pthread_attr_setschedpolicy(&attr, SCHED_OTHER));
+  CHECK_EQ(pthread_create(&t, &attr, state_and_mask, seen), EINVAL);
+  CHECK_OK(pthread_attr_destroy(&attr));
+}
+
 static void concurrency(void **state) {
   (void)state;
   CHECK_EQ(pthread_getconcurrency(), 0);
@@ -361,6 +415,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(an_object_used_before_may_be_given_more),  // first: it remembers but few
       cmocka_unit_test(defaults),
+      cmocka_unit_test(default_state_and_mask_of_the_process),
+      cmocka_unit_test(a_priority_that_the_policy_does_not_have),
       cmocka_unit_test(set_and_get),
       cmocka_unit_test(getattr_tells_the_state_of_now),
       cmocka_unit_test(getattr_tells_affinity_guard_and_inheritance),
