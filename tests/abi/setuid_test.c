@@ -209,6 +209,23 @@ static int change_before_threads(void *arg) {
   return 0;
 }
 
+// One thread has taken other ids, by a call of its own, and is refused: libc ends the process by
+// abort(), whose signal may be handled.
+static void *takes_ids_of_its_own(void *arg) {
+  CHECK_EQ(syscall(SYS_setresuid, 2001, 2002, 2003), 0);
+  return sleeps(arg);
+}
+static void ends_well(int sig) { _exit(sig == SIGABRT ? 0 : 1); }
+
+static int change_refused_by_one(void *arg) {
+  (void)arg;
+  start(takes_ids_of_its_own, NULL);
+  AWAIT(LOAD(&running) == 1);
+  CHECK(signal(SIGABRT, ends_well) != SIG_ERR);
+  (void)!setresuid(1001, 1002, 1003);
+  return 2;
+}
+
 #define CASE(name)                              \
   static void test_##name(void **state) {       \
     (void)state;                                \
@@ -220,6 +237,7 @@ CASE(change_at_once)
 CASE(fsuid_of_one)
 CASE(change_in_grandchild)
 CASE(change_before_threads)
+CASE(change_refused_by_one)
 
 int main(void) {
   if (geteuid() != 0) {
@@ -230,6 +248,7 @@ int main(void) {
       cmocka_unit_test(test_change_on_main),       cmocka_unit_test(test_change_on_thread),
       cmocka_unit_test(test_change_at_once),       cmocka_unit_test(test_fsuid_of_one),
       cmocka_unit_test(test_change_in_grandchild), cmocka_unit_test(test_change_before_threads),
+      cmocka_unit_test(test_change_refused_by_one),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
