@@ -21,12 +21,14 @@
 #include "preload/io_uring.h"
 #include "preload/knobs.h"
 #include "preload/last.h"
+#include "preload/mutex.h"
 #include "preload/say.h"
 #include "preload/signals.h"
 #include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/tls_modules.h"
 #include "preload/watched.h"
+#include "preload/wire.h"
 #include "sched/netpoll.h"
 #include "sched/stack.h"
 
@@ -181,11 +183,15 @@ bool weft_boot_first() {
   BootState s = boot_state.load(std::memory_order_acquire);
   if (s == kNative) return false;
   if (s == kBooting && boot_lock.held()) return false;  // boot's own calls come back here
-  Hold hold(boot_lock);
-  s = boot_state.load(std::memory_order_acquire);
-  if (s != kCold) return s == kUp;
-  boot_state.store(kBooting, std::memory_order_relaxed);
-  return boot();
+  {
+    Hold hold(boot_lock);
+    s = boot_state.load(std::memory_order_acquire);
+    if (s != kCold) return s == kUp;
+    boot_state.store(kBooting, std::memory_order_relaxed);
+    if (!boot()) return false;
+  }
+  if (kernel_lock_before_boot) wire_thread_for_lock("a robust, PI or process-shared mutex");
+  return true;
 }
 
 G* first_thread() { return g1; }

@@ -125,14 +125,16 @@ bool call_went_through(const ucontext_t* uc) {
 
 // Handler of signal 32, on the target's M.
 void poked(int sig, siginfo_t* info, void* ucv) {
+  Thread* t = this_thread();
+  if (t == nullptr && gfutex_nudge()) return;
   if (info->si_code != kMark) {
     auto* f = reinterpret_cast<void (*)(int, siginfo_t*, void*)>(libc_action.handler);
     if (f != nullptr) f(sig, info, ucv);
     return;
   }
-  Thread* t = this_thread();
   if (t == nullptr || info->si_value.sival_ptr != t || !due(t)) return;
   G* g = t->g;
+  if (g->wired && gfutex_nudge()) return;
   if (g->engine.load(std::memory_order_relaxed) != 0 || g->no_preempt != 0) return;
   auto s = static_cast<uint32_t>(g->state.load(std::memory_order_relaxed));
   bool in_call = s == static_cast<uint32_t>(GState::kSyscall) || s == kSyscallLost;
@@ -163,9 +165,8 @@ void install() {
   installed.store(true, std::memory_order_release);
 }
 
-void poke(Thread* t) {
-  M* m = t->g->m;
-  int tid = m == nullptr ? 0 : m->tid.load(std::memory_order_relaxed);
+// `t` is null for a thread that is no G.
+void poke(Thread* t, int tid) {
   if (tid == 0) return;
   siginfo_t info;
   memset(&info, 0, sizeof info);
@@ -174,6 +175,11 @@ void poke(Thread* t) {
   info.si_pid = sys_getpid();
   info.si_value.sival_ptr = t;
   sys_call(SYS_rt_tgsigqueueinfo, sys_getpid(), tid, kSigCancel, sys_arg(&info));
+}
+
+void poke(Thread* t) {
+  M* m = t->g->m;
+  if (m != nullptr) poke(t, m->tid.load(std::memory_order_relaxed));
 }
 
 // Whether g executes on an M just now: in user code, in the engine or in the kernel.
@@ -197,9 +203,19 @@ void reach_async(Thread* t) {
 
 }  // namespace
 
-bool cancel_pending() {
+bool host_cancel_due() {
+  if (Thread* t = this_thread()) return due(t);
+  int bits = tcb_own_cancel_bits();
+  return (bits & kBitCanceled) != 0 && (bits & (kBitDisabled | kBitExiting)) == 0;
+}
+
+bool cancel_pending() { return host_cancel_due(); }
+
+void host_cancel_at_once() {
+  if (WEFT_LIKELY(!host_cancel_due())) return;
   Thread* t = this_thread();
-  return t != nullptr && due(t);
+  if (t == nullptr && (tcb_own_cancel_bits() & kBitAsync) != 0) real().pthread_testcancel();
+  if (t != nullptr && t->cancel_async) act(t);
 }
 
 void cancel_point() {
@@ -274,7 +290,10 @@ WEFT_EXPORT int pthread_cancel(pthread_t pt) {
   if (g == nullptr) {
     int r = real().pthread_cancel(pt);  // its first call sets an action for signal 32
     installed.store(false, std::memory_order_release);
-    if (sched.booted.load(std::memory_order_relaxed)) install();
+    if (!sched.booted.load(std::memory_order_relaxed)) return r;
+    install();
+    // libc sends it a signal only where it is in a call of libc's own: it may be in one of ours.
+    if (r == 0) poke(nullptr, tcb_tid_of(pt));
     return r;
   }
   Thread* t = thread_of(g);

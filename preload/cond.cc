@@ -51,9 +51,17 @@ bool not_owner(const Mutex* m) {
   return (k == PTHREAD_MUTEX_RECURSIVE || k == PTHREAD_MUTEX_ERRORCHECK) && !mutex_held_by_me(m);
 }
 
-// A mutex of libc's own kinds.
+// A mutex of libc's own kinds. Who waits uses it still (destroy: EBUSY), as in libc's own wait.
+int release_real(pthread_mutex_t* m) {
+  mutex_of(m)->nusers++;
+  int err = real().pthread_mutex_unlock(m);
+  if (err != 0) mutex_of(m)->nusers--;
+  return err;
+}
 int retake_real(pthread_mutex_t* m) {
-  return in_syscall([&] { return real().pthread_mutex_lock(m); });
+  int err = in_syscall([&] { return real().pthread_mutex_lock(m); });
+  mutex_of(m)->nusers--;
+  return err;
 }
 
 // Both of the usual kind: the compiler leaves out what the others ask for.
@@ -84,7 +92,7 @@ WEFT_INLINE int wait_as(bool plain, pthread_cond_t* c, pthread_mutex_t* pm, uint
   bool nested = !plain && ours && (m->kind & kKindMask) == PTHREAD_MUTEX_RECURSIVE && m->count > 1;
   if (nested) m->count--;
   else if (ours) heir = mutex_release_for_wait(m);
-  else err = real().pthread_mutex_unlock(pm);
+  else err = release_real(pm);
   if (WEFT_UNLIKELY(err != 0)) deadline_ns = 1;  // leave the queue again
   int r = gfutex_table::sleep(&w, deadline_ns, heir);
   if (nested) m->count++;

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "preload/api.h"
+#include "preload/stub.h"
 #include "preload/tls_modules.h"
 
 using namespace weft;
@@ -88,33 +89,6 @@ __attribute__((used, visibility("hidden"))) void* weft_way_dlmopen(Lmid_t, const
   return way(real().dlmopen, reinterpret_cast<void*>(&mopen_and_refresh), name, pc);
 }
 }
-
-// Asks which way, with the caller's arguments (at most three) and return address, then takes
-// it with the stack and arguments as they came.
-#define WEFT_STUB(name)                       \
-  __asm__(".text\n"                           \
-          ".globl " #name "\n"                \
-          ".type " #name ", @function\n"      \
-          ".p2align 4\n" #name ":\n"          \
-          ".cfi_startproc\n"                  \
-          "endbr64\n"                         \
-          "mov (%rsp), %rcx\n"                \
-          "push %rdi\n"                       \
-          ".cfi_adjust_cfa_offset 8\n"        \
-          "push %rsi\n"                       \
-          ".cfi_adjust_cfa_offset 8\n"        \
-          "push %rdx\n"                       \
-          ".cfi_adjust_cfa_offset 8\n"        \
-          "call weft_way_" #name "\n"         \
-          "pop %rdx\n"                        \
-          ".cfi_adjust_cfa_offset -8\n"       \
-          "pop %rsi\n"                        \
-          ".cfi_adjust_cfa_offset -8\n"       \
-          "pop %rdi\n"                        \
-          ".cfi_adjust_cfa_offset -8\n"       \
-          "jmp *%rax\n"                       \
-          ".cfi_endproc\n"                    \
-          ".size " #name ", . - " #name "\n")
 
 WEFT_STUB(dlopen);
 WEFT_STUB(dlmopen);

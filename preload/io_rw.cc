@@ -27,7 +27,8 @@ bool refused(PollDesc* pd, PollDir dir, long r) {
 // read and write cost 100 ns less than preadv2 and pwritev2 with RWF_NOWAIT, a third of a pipe's
 // call. They may be had where they will not wait, as far as we know: a read by the only reader
 // after an event or of a pipe that holds something, a write to one that surely has room. If one
-// waits all the same, the P is taken from it, and its end does without them for some calls: few
+// waits all the same, the P is taken from it (without an M for that the call ends, EAGAIN:
+// stranded.h), and its end does without them for some calls: few
 // the first time, since a P is taken from who is off its core, too, many if it comes again soon.
 constexpr uint32_t kCareful = 256, kCarefulMax = 16384;
 constexpr uint32_t kSoonShift = 32;  // of the time stamp counter: one or two seconds
@@ -86,7 +87,9 @@ bool plain_write_ok(PollDesc* pd, int fd, size_t n) {
 
 template <class F>
 long plain(PollDesc* pd, F call) {
+  t_g->in_plain.store(true, std::memory_order_relaxed);
   long r = in_cancel_syscall(call);
+  t_g->in_plain.store(false, std::memory_order_relaxed);
   if (WEFT_UNLIKELY(t_g->call_habit != 0)) be_careful(pd);
   return r;
 }

@@ -53,7 +53,7 @@ long ring_syscall(long nr, const long a[6]) {
   auto raw = [&] { return sys_call(nr, a[0], a[1], a[2], a[3], a[4], a[5]); };
   if (!may_bind(nr, a)) return raw();
   G* g = this_g();
-  if (g != nullptr) engine_enter(g);  // not to be moved between the call and the wiring
+  if (g != nullptr) enter_to_stay(g);  // not to be moved between the call and the wiring
   long r = raw();
   bool bound = r >= 0 && has_bound(nr, a);
   if (g != nullptr) {

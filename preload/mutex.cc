@@ -19,6 +19,12 @@ namespace weft {
 
 thread_local constinit uint32_t t_self_id = 0;
 uint32_t fork_generation = 1;
+bool kernel_lock_before_boot = false;
+
+void wire_owner(const char* why) {
+  if (!sched.booted.load(std::memory_order_relaxed)) kernel_lock_before_boot = true;
+  wire_thread_for_lock(why);
+}
 
 void sync_after_fork() { fork_generation++; }
 
@@ -186,9 +192,10 @@ inline void own(Mutex* m, uint32_t id) {
 void wire_for(int kind) {
   if (kind < 0) return;  // destroyed: libc answers EINVAL
   int k = kind & kKindMask;
-  if ((kind & (kKindRobust | kKindInherit | kKindProtect)) != 0 || k == PTHREAD_MUTEX_RECURSIVE ||
-      k == PTHREAD_MUTEX_ERRORCHECK)
-    wire_thread("a robust, PI or process-shared mutex");
+  if ((kind & (kKindRobust | kKindInherit | kKindProtect)) == 0 && k != PTHREAD_MUTEX_RECURSIVE &&
+      k != PTHREAD_MUTEX_ERRORCHECK)
+    return;
+  wire_owner("a robust, PI or process-shared mutex");
 }
 
 template <class F>

@@ -70,6 +70,12 @@ inline uint32_t self_id() {
   return WEFT_LIKELY(id != 0) ? id : self_id_slow();
 }
 
+// The calling thread is about to own a lock by its kernel thread's id: it is to keep that.
+void wire_owner(const char* why);
+// The first thread was, before there was a scheduler: boot.cc wires it. Else another G could be
+// wired there, to find itself the owner (EDEADLK), or main elsewhere, and not be it any more.
+extern bool kernel_lock_before_boot;
+
 // Rises in each fork child: waiters and once-initialisers of the parent are not here.
 extern uint32_t fork_generation;
 

@@ -245,7 +245,7 @@ using namespace weft;
 // the kernel's, hence wired.
 #define REAL_IF_SHARED(l, call)                          \
   if (WEFT_UNLIKELY(lock_of(l)->shared != 0)) {          \
-    wire_thread("a process-shared rwlock");              \
+    wire_owner("a process-shared rwlock");               \
     return in_syscall([&] { return real().call; });      \
   }                                                      \
   static_assert(true)

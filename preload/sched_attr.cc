@@ -174,7 +174,7 @@ long do_sched_setaffinity(const Target& t, size_t bytes, const void* mask) {
   if (t.wired) return sys_call(SYS_sched_setaffinity, t.ktid, sys_arg(bytes), sys_arg(mask));
   if (t.self) {
     G* g = t.g;
-    engine_enter(g);
+    enter_to_stay(g);
     long r = set_mask(bytes, mask, false);
     if (r > 0) wire_thread("CPU affinity");
     else engine_exit(g);

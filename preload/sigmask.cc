@@ -10,6 +10,7 @@
 #include "preload/api.h"
 #include "preload/cancel.h"
 #include "preload/signals.h"
+#include "preload/stub.h"
 #include "preload/tls_modules.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
@@ -273,6 +274,7 @@ void before_jump(void* env) {
   if (G* g = this_g()) {
     g->engine.store(0, std::memory_order_relaxed);
     g->no_preempt = 0;
+    g->in_plain.store(false, std::memory_order_relaxed);
     Thread* t = thread_of(g);
     t->mask_saved = false;
     if (t->sigwait_set.load(std::memory_order_relaxed) != 0) {
@@ -314,25 +316,32 @@ WEFT_EXPORT void __longjmp_chk(struct __jmp_buf_tag* env, int value) {
 }
 
 // It saves the old mask and sets the new one in the kernel; we only note the new one. No
-// switch can come between: neither we nor libc are left half-way by preemption.
-WEFT_EXPORT int swapcontext(ucontext_t* from, const ucontext_t* to) {
+// switch can come between: neither we nor libc are left half-way by preemption. What it saves
+// may be gone back to more than once, long after it has returned: no frame of ours may be in it.
+extern "C" __attribute__((used, visibility("hidden"))) void* weft_way_swapcontext(
+    ucontext_t*, const ucontext_t* to) {
   if (G* g = this_g()) {
     uint64_t mask;
     memcpy(&mask, &to->uc_sigmask, sizeof mask);
+    // Ours, blocked by a mask that the program made itself: until M's next switch.
+    bool ours_too = (mask & kOurs) != 0;
     mask &= kMaskable;
-    if (uint64_t was = g->sigmask; mask != was) {
+    if (uint64_t was = g->sigmask; mask != was || ours_too) {
       engine_enter(g);
       g->sigmask = mask;
-      g->m->kmask = mask;
-      engine_exit(g);
+      g->m->kmask = ours_too ? kMaskUnknown : mask;
+      // Not engine_exit: another M, if attention took us there, would have the new mask already, and
+      // libc would save that.
+      compiler_barrier();
+      g->engine.store(g->engine.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
       masks_note(mask & ~was, was & ~mask);
+      if (((pending_of(g) | deferred_pending()) & ~mask) != 0)
+        g->attention.fetch_or(kAttSignal, std::memory_order_relaxed);
     }
   }
-  int r = real().swapcontext(from, to);
-  // Somebody has come back to us, with SIGURG blocked in the kernel if it is in the mask.
-  if (G* g = this_g(); g != nullptr && (g->sigmask & sig_bit(SIGURG)) != 0) kernel_mask(g->sigmask);
-  return r;
+  return reinterpret_cast<void*>(real().swapcontext.get());
 }
+WEFT_STUB(swapcontext);
 
 WEFT_EXPORT int setcontext(const ucontext_t* uc) {
   mask_will_be(&uc->uc_sigmask);

@@ -93,6 +93,8 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc);
 // ---- sigpreempt.cc
 void preempt_boot();
 bool preempt_safe(G* g, const ucontext_t* uc, Preempt why);
+// Preempt::kGiveUp found g in a plain read or write (G::in_plain) that waits: it answers EAGAIN.
+bool end_plain_call(G* g, ucontext_t* uc);
 void preempt_here(int sig, siginfo_t* info, void* uc);
 
 // ---- sigsend.cc

@@ -77,15 +77,19 @@ int note_range(dl_phdr_info* info, size_t, void* arg) {
   return 0;
 }
 
-// About to wait, for the first time or again, on a futex without a time limit: the kernel has set the
-// registers back to before the call (SA_RESTART).
-bool before_futex_wait(const ucontext_t* uc) {
-  const auto& r = uc->uc_mcontext.gregs;
+// Before a system call, or again: the kernel has set the registers back (SA_RESTART).
+bool at_syscall(const ucontext_t* uc) {
   constexpr uint16_t kSyscallInsn = 0x050f;
   uint16_t insn;
-  memcpy(&insn, reinterpret_cast<const void*>(r[REG_RIP]), sizeof insn);
+  memcpy(&insn, reinterpret_cast<const void*>(uc->uc_mcontext.gregs[REG_RIP]), sizeof insn);
+  return insn == kSyscallInsn;
+}
+
+// About to wait on a futex without a time limit.
+bool before_futex_wait(const ucontext_t* uc) {
+  const auto& r = uc->uc_mcontext.gregs;
   long op = r[REG_RSI] & FUTEX_CMD_MASK;
-  return insn == kSyscallInsn && r[REG_RAX] == SYS_futex && (op == FUTEX_WAIT || op == FUTEX_WAIT_BITSET) &&
+  return at_syscall(uc) && r[REG_RAX] == SYS_futex && (op == FUTEX_WAIT || op == FUTEX_WAIT_BITSET) &&
          r[REG_R10] == 0;
 }
 
@@ -102,6 +106,16 @@ void preempt_boot() {
   sys_call(SYS_prlimit64, 0, RLIMIT_STACK, 0, sys_arg(&r));
   main_stack.hi = getauxval(AT_RANDOM);
   main_stack.lo = main_stack.hi - (r.rlim_cur < kMost ? r.rlim_cur : kMost);
+}
+
+bool end_plain_call(G* g, ucontext_t* uc) {
+  auto& r = uc->uc_mcontext.gregs;
+  if (!g->in_plain.load(std::memory_order_relaxed) || !at_syscall(uc) ||
+      (r[REG_RAX] != SYS_read && r[REG_RAX] != SYS_write))
+    return false;
+  r[REG_RIP] += 2;
+  r[REG_RAX] = -EAGAIN;
+  return true;
 }
 
 bool preempt_safe(G* g, const ucontext_t* uc, Preempt why) {
@@ -144,7 +158,7 @@ void host_preempt(M* m, Preempt why) {
   G* g = m->curg.load(std::memory_order_acquire);
   if (g == nullptr || g->wired) return;
   m->preempt_due.store(why, std::memory_order_relaxed);  // before sent_begin's fetch_or
-  if (!sent_begin(m, g, kSentUrg, true)) return;
+  if (!sent_begin(m, g, kSentUrg, why != Preempt::kGiveUp)) return;
   send_poke(m, kSoft);
 }
 

@@ -276,6 +276,7 @@ void signals_poked(int sig, siginfo_t* info, ucontext_t* uc) {
   m->sent.fetch_and(sig == kSoft ? ~kSentUrg : ~kSentPoke, std::memory_order_seq_cst);
   Preempt why = m->preempt_due.exchange(Preempt::kNo, std::memory_order_relaxed);
   if (g->is_g0) return;
+  if (why == Preempt::kGiveUp && end_plain_call(g, uc)) return;
   bool preempt = why != Preempt::kNo;
   if (preempt) g->preempt_why = static_cast<uint8_t>(why);
   if (preempt && (g->engine.load(std::memory_order_relaxed) != 0 || !preempt_safe(g, uc, why))) {

@@ -227,6 +227,10 @@ TcbLayout host_tcb_layout() {
 
 void* tcb_tid_address(const G* g) { return reinterpret_cast<char*>(g->fs) + priv.tid_offset; }
 
+int tcb_tid_of(pthread_t t) {
+  return __atomic_load_n(reinterpret_cast<const int*>(t + priv.tid_offset), __ATOMIC_RELAXED);
+}
+
 void tcb_set_tid(G* g, uint32_t tid) {
   memcpy(reinterpret_cast<char*>(g->fs) + priv.tid_offset, &tid, sizeof tid);
 }
@@ -234,6 +238,11 @@ void tcb_set_tid(G* g, uint32_t tid) {
 std::atomic<int>* tcb_cancel_word(const G* g) {
   if (priv.cancel_offset == 0) return nullptr;
   return reinterpret_cast<std::atomic<int>*>(g->fs + priv.cancel_offset);
+}
+
+int tcb_own_cancel_bits() {
+  if (priv.cancel_offset == 0) return 0;
+  return reinterpret_cast<std::atomic<int>*>(fs_base() + priv.cancel_offset)->load(std::memory_order_relaxed);
 }
 
 bool tcb_make(G* g) {

@@ -31,6 +31,8 @@ void tcb_run_dtors();
 void tcb_reset(G* g);
 // libc's word of cancellation bits in g's TCB (cancel.cc); null where it is not known.
 std::atomic<int>* tcb_cancel_word(const G* g);
+// What it says of the calling thread, of any kind; 0 where it is not known.
+int tcb_own_cancel_bits();
 // Takes the caller's kernel thread's rseq registration back: its TCB migrates from now on.
 void tcb_unregister_rseq();
 // In a fork child, on g: off libc's list of threads (fork's child put it there), linked to
@@ -45,6 +47,8 @@ void tcb_unwire(G* g);
 // Where it stands: what libc gives to set_tid_address(2).
 void* tcb_tid_address(const G* g);
 // Writes what libc believes to be the thread's id.
+// The kernel's thread id of a thread of libc's; 0: it has ended.
+int tcb_tid_of(pthread_t t);
 void tcb_set_tid(G* g, uint32_t tid);
 
 }  // namespace weft

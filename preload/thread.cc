@@ -164,6 +164,7 @@ void prepare_thread(G* g) {
   cpu_reset(g);
   if (t->pending.bits.load(std::memory_order_relaxed) != 0) pending_drop(g);  // for the last one
   g->no_preempt = 0;
+  g->in_plain.store(false, std::memory_order_relaxed);
   t->leaving.store(false, std::memory_order_relaxed);
   t->ending.store(false, std::memory_order_relaxed);
   t->closed.store(false, std::memory_order_relaxed);
@@ -227,10 +228,11 @@ void thread_finish(Thread* t) {
   tcb_run_dtors();
   tsd_run_destructors(t);
   if (t_g == nullptr) exit(0);  // the only thread of a fork child that never booted
+  // Natively the last thread's end is exit(0), run by it, with its TLS still there, and the signals
+  // that it accepts.
+  if (last_ended(t)) exit(0);
   if (!g->wired) signals_leave(g);
   tls_modules_refresh();
-  // Natively the last thread's end is exit(0), run by it, with its TLS still there.
-  if (last_ended(t)) exit(0);
   // A wired one's kernel thread lives a moment longer, the process's first one for ever: as libc does.
   uint64_t all = kAllSignals;
   if (g->wired) sys_sigprocmask(SIG_BLOCK, &all, nullptr);
@@ -282,11 +284,13 @@ WEFT_EXPORT int thrd_create(thrd_t* out, thrd_start_t start, void* arg) {
 
 namespace {
 
-// EDEADLK when t waits for us, directly.
+// EDEADLK when t waits for us, directly, and is not about to be cancelled.
 int join_check(Thread* self, Thread* t) {
   if (t->join.load(std::memory_order_acquire) == kDetached) return EINVAL;
   if (self == t) return EDEADLK;
-  if (self != nullptr && t->joins.load(std::memory_order_acquire) == self) return EDEADLK;
+  if (self != nullptr && t->joins.load(std::memory_order_acquire) == self &&
+      t->cancel_requested.load(std::memory_order_acquire) == 0)
+    return EDEADLK;
   uint32_t free = 0;
   if (!t->joining.compare_exchange_strong(free, 1, std::memory_order_seq_cst)) return EINVAL;
   return 0;

@@ -24,7 +24,7 @@ namespace {
 long set_fsid(long nr, long id) {
   G* g = this_g();
   if (g == nullptr) return sys_call(nr, id);
-  engine_enter(g);
+  enter_to_stay(g);
   long old = sys_call(nr, id);
   if (sys_call(nr, -1) != old) wire_thread("setfsuid or setfsgid");
   else engine_exit(g);
@@ -34,7 +34,7 @@ long set_fsid(long nr, long id) {
 long set_personality(unsigned long p) {
   G* g = this_g();
   if (g == nullptr) return sys_call(SYS_personality, sys_arg(p));
-  engine_enter(g);
+  enter_to_stay(g);
   long old = sys_call(SYS_personality, sys_arg(p));
   if (old >= 0 && sys_call(SYS_personality, 0xffffffff) != old) wire_thread("personality");
   else engine_exit(g);

@@ -115,6 +115,16 @@ auto locked(F f) {
 
 }  // namespace
 
+void enter_to_stay(G* g) {
+  constexpr int kTries = 4000;  // an M may have to be made first
+  engine_enter(g);
+  if (g == first_thread()) return;
+  for (int i = 0; i < kTries && g->m->tid.load(std::memory_order_relaxed) == sys_getpid(); i++) {
+    if (i != 0) sys_sleep_ns(50'000);
+    leave_m();
+  }
+}
+
 bool wire_inherited() { return t_inherits && t_g != nullptr && t_g->wired; }
 
 void wire_thread(const char* why) {
@@ -133,6 +143,7 @@ void wire_thread_for_lock(const char* why) {
     strncpy(text + 2, why, sizeof text - 3);
     say_line("weft: wired thread", id, text);
   }
+  if (g->engine.load(std::memory_order_relaxed) == 0) enter_to_stay(g);
   wire_self(why);
   signals_wired(g);
   tcb_wire(g);

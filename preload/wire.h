@@ -18,13 +18,18 @@ void wire_thread(const char* why);
 bool wire_inherited();
 void wire_thread_for_lock(const char* why);
 
+// Enters the engine before something that ties g, the caller, to its kernel thread. That is not to be the
+// process's first: it has main's id, by which the kernel and libc know who owns a lock (a PI mutex
+// that main held let the other lock it again, or wait for itself), and it does not end when the thread does.
+void enter_to_stay(G* g);
+
 // f is a raw system call that changes the calling kernel thread. Where it succeeds, the G
 // stays with this thread for good. f's answer.
 template <class F>
 long native_self(const char* why, F f) {
   G* g = this_g();
   if (g == nullptr) return f();
-  engine_enter(g);  // not to be moved between the call and the wiring
+  enter_to_stay(g);  // not to be moved between the call and the wiring
   long r = f();
   if (r < 0) engine_exit(g);
   else wire_thread(why);

@@ -105,6 +105,7 @@ struct alignas(kCacheLine) G {
   uint64_t resumed_tsc = 0;
   uint64_t quiet_ns = 0;            // how long it had made no call when it was preempted; 0: it had
 
+  std::atomic<bool> in_plain{false};  // in a read or write that was not to wait (io_rw.cc)
   AltStack altstack;
 
   // --- processor time (cpuclock.h)

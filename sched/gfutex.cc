@@ -6,9 +6,15 @@
 #include <sys/mman.h>
 
 #include "sched/called_out.h"
+#include "sched/host.h"
 #include "sched/syscall.h"
 
 namespace weft {
+
+namespace {
+constexpr uint32_t kNudged = 3;
+thread_local constinit std::atomic<uint32_t>* t_sleeps_on = nullptr;
+}  // namespace
 
 namespace gfutex_table {
 
@@ -36,8 +42,10 @@ void link_ranked(Bucket& b, Waiter* w, bool front) {
 
 WEFT_COLD bool claim_other(Waiter* w) {
   if (w->g == nullptr) {
-    uint32_t waiting = 0;
-    return w->word.compare_exchange_strong(waiting, 1, std::memory_order_acq_rel);
+    uint32_t v = w->word.load(std::memory_order_relaxed);
+    while (v == 0 || v == kNudged)
+      if (w->word.compare_exchange_weak(v, 1, std::memory_order_acq_rel)) return true;
+    return false;
   }
   uint64_t p = w->g->park.load(std::memory_order_relaxed);
   bool interrupted = (p & 7) == static_cast<uint64_t>(Reason::kInterrupted);
@@ -177,20 +185,32 @@ Reason stay_for_handlers(G* g, Waiter* w) {
 
 int gfutex_table::sleep_foreign(Waiter* w, uint64_t deadline_ns) {
   int err = 0;
-  while (w->word.load(std::memory_order_acquire) == 0) {
-    long r = sys_futex_wait(&w->word, 0, deadline_ns);
+  bool look = host_cancel_due();  // one that came before it could nudge
+  for (uint32_t v; (v = w->word.load(std::memory_order_acquire)) == 0 || v == kNudged;) {
+    if (v == kNudged) {
+      if (!w->word.compare_exchange_strong(v, 0, std::memory_order_acq_rel)) continue;
+      look = true;
+    }
+    long r = look ? -EINTR : sys_futex_wait(&w->word, 0, deadline_ns);
+    look = false;
     if (r == -ETIMEDOUT) err = -ETIMEDOUT;
     else if (r == -EINTR && w->on_signal == OnSignal::kEintr) err = -EINTR;
     else if (r == -EINTR && w->stop != nullptr && w->stop()) err = -EINTR;
     else continue;
-    uint32_t waiting = 0;
-    if (w->word.compare_exchange_strong(waiting, 2, std::memory_order_acq_rel)) break;
+    v = w->word.load(std::memory_order_relaxed);
+    while (v != 1 && !w->word.compare_exchange_weak(v, 2, std::memory_order_acq_rel)) {
+    }
+    if (v != 1) break;
     err = 0;
   }
-  Door in;
-  Bucket& b = lock_bucket_of(w);  // also: the waker is done with w
-  if (w->linked) unlink(b, w);
-  b.lock.unlock();
+  {
+    Door in;
+    Bucket& b = lock_bucket_of(w);  // also: the waker is done with w
+    if (w->linked) unlink(b, w);
+    b.lock.unlock();
+    t_sleeps_on = reinterpret_cast<std::atomic<uint32_t>*>(w->token);
+  }
+  host_cancel_at_once();
   return err;
 }
 
@@ -202,6 +222,7 @@ WEFT_COLD int gfutex_table::not_woken(G* g, Waiter* w, Reason r, uint64_t deadli
   }
   if (r == Reason::kNone) {
     engine_exit(g);
+    begin_foreign(w);
     return sleep_foreign(w, deadline_ns);
   }
   if (r != Reason::kWoken) {
@@ -375,6 +396,19 @@ void gfutex_visit(const void* addr, void (*visit)(WaitQueue&, void*), void* arg)
     visit(q, arg);
   }
   ready_all(q.wakes_.head);
+}
+
+void gfutex_table::begin_foreign(Waiter* w) {
+  w->token = reinterpret_cast<uint64_t>(t_sleeps_on);
+  t_sleeps_on = &w->word;
+}
+
+bool gfutex_nudge() {
+  std::atomic<uint32_t>* word = t_sleeps_on;
+  if (word == nullptr) return false;
+  uint32_t waiting = 0;
+  word->compare_exchange_strong(waiting, kNudged, std::memory_order_acq_rel);
+  return true;
 }
 
 void gfutex_boot() {

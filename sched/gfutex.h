@@ -18,6 +18,11 @@
 // A Waiter lives on its owner's stack. It is touched only under the bucket lock, or by the
 // waker between a won claim and ready(): its G cannot run in between.
 //
+// A foreign waiter sleeps in the kernel, which restarts a futex wait after a handler with SA_RESTART,
+// and one that begins just after the handler sleeps on. So a handler that has news for its
+// thread (a cancel) sets its word to 3, gfutex_nudge(): whether the wait is still to come or begun
+// anew, the kernel finds another value than 0, and the waiter looks (host_cancel_due).
+//
 // Signals during a wait (Waiter::on_signal):
 //   kDefer  the handler runs when the wait is over.
 //   kEintr  the wait ends: unlinked, handlers run, -EINTR.
@@ -42,8 +47,8 @@ struct Waiter {
   Waiter* prev;
   const void* addr;                      // changes when requeued; guarded by the bucket lock
   G* g;                                  // null: foreign, sleeps on `word`
-  uint64_t token;
-  std::atomic<uint32_t> word{0};         // foreign: 0 waiting, 1 woken, 2 gave up
+  uint64_t token;                        // foreign: the word of the wait that a handler of its interrupted
+  std::atomic<uint32_t> word{0};         // foreign: 0 waiting, 1 woken, 2 gave up, 3 waiting and nudged
   uint32_t bitset = ~0u;
   // Counts the waiters of an address; the ABI file adds, under the bucket lock, unlink
   // subtracts. Nobody else changes it (sem: what shares its 64-bit word with it, by a CAS of all).
@@ -121,6 +126,10 @@ class WaitQueue {
   Wakes wakes_;
 };
 void gfutex_visit(const void* addr, void (*visit)(WaitQueue& q, void* arg), void* arg);
+
+// From a signal handler of a thread that is no G or a wired one. False: it is not in such a wait; true:
+// nothing may unwind it now, and it looks at what is due to it by itself.
+bool gfutex_nudge();
 
 void gfutex_boot();
 void gfutex_after_fork();

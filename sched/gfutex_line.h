@@ -113,6 +113,9 @@ class Door {
   uint64_t mask_ = 0;  // where g_ is null
 };
 
+// The calling foreign thread is in w's wait: until sleep_foreign ends. Nests: in a signal handler.
+void begin_foreign(Waiter* w);
+
 // gfutex_enqueue, by a thread that is no G.
 template <class Still>
 WEFT_COLD bool enqueue_foreign(Waiter* w, Still still) {
@@ -121,7 +124,10 @@ WEFT_COLD bool enqueue_foreign(Waiter* w, Still still) {
   Bucket& b = bucket_of(w->addr);
   b.lock.lock();
   bool wait = still();
-  if (wait) link_ranked(b, w, w->front);
+  if (wait) {
+    link_ranked(b, w, w->front);
+    begin_foreign(w);
+  }
   b.lock.unlock();
   let_handlers_in(mask);
   return wait;

@@ -47,6 +47,10 @@ void host_attention(G* g);
 // Asks m to interrupt its G at a safe point, for yield_preempted(why); any thread. May be
 // lost.
 void host_preempt(M* m, Preempt why);
+// The calling thread, of any kind, is to be cancelled: at its next cancellation point; at once,
+// if it has asked for that (then this does not return).
+bool host_cancel_due();
+void host_cancel_at_once();
 
 // Once a sysmon tick, on its thread.
 void host_tick(uint64_t now_ns);

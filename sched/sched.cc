@@ -445,6 +445,19 @@ void yield_preempted(Preempt why) {
   yield(true);
 }
 
+void leave_m() {
+  G* g = t_g;
+  M* m = g->m;
+  P* p = m->p;
+  set_state(g, GState::kRunnable);
+  if (G* old = p->runq.put_next(g)) runq_put_tail(p, old);
+  g->ready_tsc = 0;
+  m->trace.add(Ev::kYield, g->index);
+  m->gives_p = true;
+  m->pending = nullptr;
+  do_switch(g, &m->g0);
+}
+
 void g_exit(G* next) {
   G* g = t_g;
   M* m = g->m;
@@ -479,6 +492,12 @@ void schedule() {
         sched.n_m.fetch_sub(1, std::memory_order_relaxed);
         host_end_thread();
       }
+    }
+    if (WEFT_UNLIKELY(m->gives_p)) {
+      m->gives_p = false;
+      P* p = m->p;
+      release_p(m);
+      hand_off_p(p);
     }
     G* g = m->pending;
     m->pending = nullptr;

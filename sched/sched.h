@@ -107,7 +107,8 @@ struct alignas(kCacheLine) P {
 enum class Preempt : uint8_t { kNo, kMakeWay, kSliceOver, kGiveUp };
 
 constexpr uint32_t kSentUrg = 1, kSentPoke = 2;
-constexpr uint64_t kMaskNoG = ~uint64_t{0};  // no G's mask: 32 and 33 are never in one
+constexpr uint64_t kMaskNoG = ~uint64_t{0};  // all blocked; no G's mask: 32 and 33 are never in one
+constexpr uint64_t kMaskUnknown = uint64_t{1} << 31;  // nor is this
 
 struct alignas(kCacheLine) M {
   G g0;                                  // the scheduler stack of this M
@@ -118,6 +119,7 @@ struct alignas(kCacheLine) M {
   G* pending = nullptr;                  // picked on a G's stack, to be run from g0
   bool spinning = false;
   bool dying_g_wired = false;
+  bool gives_p = false;                  // its G, at the head of its P's queue, is to go on elsewhere
   uint32_t rng = 1;
   uint32_t id = 0;
   std::atomic<int> tid{0};
@@ -222,6 +224,9 @@ inline void gave_way(G* g) {
   if (WEFT_UNLIKELY((g->attention.load(std::memory_order_relaxed) & kAsked) != 0))
     g->attention.fetch_and(~kAsked, std::memory_order_relaxed);
 }
+// The calling G, in the engine, goes on on another M: this one hands its P over, with g at the head of
+// its queue. Without an idle M it may come back to this one.
+void leave_m();
 // Preempted: a G that only makes way goes on here, when those who were woken have run.
 void yield_preempted(Preempt why);
 // What a signal told g, the caller, and not a word more than once; kNo: sysmon marked it while

@@ -164,13 +164,43 @@ static void *run_point_with_pending(void *arg) {
   return NULL;
 }
 
-static void cancel_each(void *(*run)(void *), int yields) {
+// Threads may be the kernel's own (weft: by their attributes, or as they bound themselves to a CPU).
+enum { kOrdinary, kByAttribute, kBoundByItself, kKindsOfThread };
+static void *(*bound_runs)(void *);
+
+static void *bind_and_run(void *arg) {
+  cpu_set_t one;
+  CHECK_OK(sched_getaffinity(0, sizeof one, &one));
+  CHECK_OK(pthread_setaffinity_np(pthread_self(), sizeof one, &one));
+  return bound_runs(arg);
+}
+
+static pthread_t start_kind(int kind, void *(*run)(void *), void *arg) {
+  if (kind == kOrdinary) return start(run, arg);
+  bound_runs = run;
+  if (kind == kBoundByItself) return start(bind_and_run, arg);
+  pthread_attr_t attr;
+  pthread_t t;
+  cpu_set_t first;
+  CPU_ZERO(&first);
+  cpu_set_t all;
+  CHECK_OK(sched_getaffinity(0, sizeof all, &all));
+  for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&first) == 0; i++)
+    if (CPU_ISSET(i, &all)) CPU_SET(i, &first);
+  CHECK_OK(pthread_attr_init(&attr));
+  CHECK_OK(pthread_attr_setaffinity_np(&attr, sizeof first, &first));
+  CHECK_OK(pthread_create(&t, &attr, run, arg));
+  CHECK_OK(pthread_attr_destroy(&attr));
+  return t;
+}
+
+static void cancel_each_in(int kind, void *(*run)(void *), int yields) {
   for (int i = 0; i < kPoints; i++) {
     if (points[i].block == do_msgrcv && message_queue < 0) continue;
     if ((points[i].block == do_mq_receive || points[i].block == do_mq_timedreceive) && posix_queue == (mqd_t)-1) continue;
     dprintf(1, " %s", points[i].name);  // a hang is one of this point
     at_call = gate = cleaned = 0;
-    pthread_t t = start(run, (void *)&points[i]);
+    pthread_t t = start_kind(kind, run, (void *)&points[i]);
     AWAIT(LOAD(&at_call));
     yield_some(yields);
     CHECK_OK(pthread_cancel(t));
@@ -182,6 +212,7 @@ static void cancel_each(void *(*run)(void *), int yields) {
   }
   dprintf(1, "\n");
 }
+static void cancel_each(void *(*run)(void *), int yields) { cancel_each_in(kOrdinary, run, yields); }
 
 static void *sleep_for_ever(void *arg) {
   for (;;) pause();
@@ -251,6 +282,12 @@ static int tear_down(void **state) {
 static void cancelled_while_blocked(void **state) {
   (void)state;
   for (int round = 0; round < 3; round++) cancel_each(run_point, 30);
+}
+
+static void cancelled_in_every_kind_of_thread(void **state) {
+  (void)state;
+  for (int kind = kOrdinary; kind < kKindsOfThread; kind++)
+    for (int yields = 0; yields <= 100; yields += 50) cancel_each_in(kind, run_point, yields);
 }
 
 static void cancelled_on_the_way_in(void **state) {
@@ -358,6 +395,7 @@ int main(void) {
       cmocka_unit_test(nothing_is_consumed),
       cmocka_unit_test(cancelled_while_blocked),
       cmocka_unit_test(cancelled_on_the_way_in),
+      cmocka_unit_test(cancelled_in_every_kind_of_thread),
       cmocka_unit_test(cancelled_by_a_pending_request),
       cmocka_unit_test(what_is_no_cancellation_point),
   };

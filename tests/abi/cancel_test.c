@@ -412,6 +412,28 @@ static void cancel_of_main(void **state) {
   CHECK_EQ(exit_code(in_child(be_cancelled, (void *)1)), 12);
 }
 
+// Two that join each other are EDEADLK, unless one of them is cancelled: it will let go.
+static void *joins(void *arg) {
+  STORE((int *)((void **)arg)[1], 1);
+  join(*(pthread_t *)((void **)arg)[0]);
+  return NULL;
+}
+
+static void who_joins_us_is_cancelled(void **state) {
+  (void)state;
+  for (int i = 0; i < 20; i++) {
+    int there = 0;
+    pthread_t self = pthread_self();
+    void *arg[] = {&self, &there};
+    pthread_t t = start(joins, arg);
+    AWAIT(LOAD(&there));
+    yield_some(i);
+    if (i & 1) AWAIT(pthread_tryjoin_np(t, NULL) == EDEADLK || pthread_tryjoin_np(t, NULL) == EBUSY);
+    CHECK_OK(pthread_cancel(t));
+    CHECK(join(t) == PTHREAD_CANCELED);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(states_and_types),
@@ -428,6 +450,7 @@ int main(void) {
       cmocka_unit_test(locks_and_barriers_are_no_points),
       cmocka_unit_test(detached_and_many),
       cmocka_unit_test(cancel_of_main),
+      cmocka_unit_test(who_joins_us_is_cancelled),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -272,10 +272,47 @@ static void stacks_made_by_signals(void **state) {
   CHECK_OK(sigaction(SIGUSR2, &old, NULL));
 }
 
+// What swapcontext saved may be gone back to again after the call has returned once; the frames
+// below its caller's are others by then (weft's own lay there once).
+static ucontext_t saved, other;
+static volatile int swaps_returned;
+
+static void back_to_saved(void) {
+  for (;;) CHECK_OK(swapcontext(&other, &saved));
+}
+
+static void overwrite_below(void) {
+  volatile char block[4096];
+  memset((void *)block, 0x5a, sizeof block);
+}
+
+static void *swap_returns_twice(void *arg) {
+  static char stack[32 << 10];
+  CHECK_OK(getcontext(&other));
+  other.uc_stack.ss_sp = stack;
+  other.uc_stack.ss_size = sizeof stack;
+  other.uc_link = NULL;
+  makecontext(&other, back_to_saved, 0);
+  swaps_returned = 0;
+  CHECK_OK(swapcontext(&saved, &other));
+  overwrite_below();
+  yield_some(3);
+  if (++swaps_returned < 5) CHECK_OK(setcontext(&saved));
+  CHECK_EQ(swaps_returned, 5);
+  return arg;
+}
+
+static void saved_context_is_used_again(void **state) {
+  (void)state;
+  swap_returns_twice(NULL);
+  join(start(swap_returns_twice, NULL));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(coroutines_in_threads),
       cmocka_unit_test(coroutine_moved_between_threads),
+      cmocka_unit_test(saved_context_is_used_again),
       cmocka_unit_test(end_of_a_context_goes_to_its_link),
       cmocka_unit_test(computing_on_own_memory),
       cmocka_unit_test(alternate_stack_per_thread),

@@ -387,8 +387,104 @@ static void shared_robust_owner_process_dies(void **state) {
   }
 }
 
+// In a process whose first thread is yet to be made: main's ownership is known to the kernel alone.
+static pthread_mutex_t early;
+
+static void *finds_it_held(void *arg) {
+  CHECK_EQ(pthread_mutex_trylock(&early), EBUSY);
+  STORE((int *)arg, 1);
+  CHECK_OK(pthread_mutex_lock(&early));
+  CHECK_OK(pthread_mutex_unlock(&early));
+  return NULL;
+}
+
+static int locked_before_the_first_thread(void *arg) {
+  int kind = (int)(intptr_t)arg % 3, robust = (intptr_t)arg >= 3;
+  early = make(kinds[kind], robust ? PTHREAD_MUTEX_ROBUST : PTHREAD_MUTEX_STALLED, PTHREAD_PRIO_INHERIT,
+               PTHREAD_PROCESS_PRIVATE);
+  CHECK_OK(pthread_mutex_lock(&early));
+  pthread_t t[4];
+  int waiting[4] = {0};
+  for (int i = 0; i < 4; i++) t[i] = start(finds_it_held, &waiting[i]);
+  for (int i = 0; i < 4; i++) AWAIT(LOAD(&waiting[i]));
+  yield_some(20);
+  CHECK_OK(pthread_mutex_unlock(&early));
+  for (int i = 0; i < 4; i++) join(t[i]);
+  CHECK_OK(pthread_mutex_destroy(&early));
+  return 0;
+}
+
+// Natively a program's main thread; here a fork child's, whose parent has not made a thread yet.
+static void held_by_main_since_before_the_first_thread(void **state) {
+  (void)state;
+  for (intptr_t i = 0; i < 6; i++) CHECK_EQ(in_child(locked_before_the_first_thread, (void *)i), 0);
+}
+
+static pthread_cond_t pi_cond = PTHREAD_COND_INITIALIZER;
+static int pi_phase;
+
+static void unlock_held(void *m) { CHECK_OK(pthread_mutex_unlock(m)); }
+
+static void *waits_with(void *m) {
+  CHECK_OK(pthread_mutex_lock(m));
+  pthread_cleanup_push(unlock_held, m);
+  STORE(&pi_phase, 1);
+  while (pi_phase != 2) CHECK_OK(pthread_cond_wait(&pi_cond, m));
+  pthread_cleanup_pop(1);
+  return NULL;
+}
+
+// Who waits on a condition uses its mutex; cancelled, it has it back in its cleanup handler.
+static void conditions_with_pi_mutexes(void **state) {
+  (void)state;
+  for (int i = 0; i < 12; i++) {
+    pthread_mutex_t m = make(kinds[i % 3], PTHREAD_MUTEX_STALLED, PTHREAD_PRIO_INHERIT, PTHREAD_PROCESS_PRIVATE);
+    pi_phase = 0;
+    pthread_t t = start(waits_with, &m);
+    AWAIT(LOAD(&pi_phase) == 1);
+    CHECK_OK(pthread_mutex_lock(&m));
+    CHECK_OK(pthread_mutex_unlock(&m));
+    CHECK_EQ(pthread_mutex_destroy(&m), EBUSY);
+    if (i & 1) {
+      CHECK_OK(pthread_cancel(t));
+    } else {
+      CHECK_OK(pthread_mutex_lock(&m));
+      pi_phase = 2;
+      CHECK_OK(pthread_cond_signal(&pi_cond));
+      CHECK_OK(pthread_mutex_unlock(&m));
+    }
+    CHECK(join(t) == (i & 1 ? PTHREAD_CANCELED : NULL));
+    CHECK_OK(pthread_mutex_destroy(&m));
+  }
+}
+
+static void *lock_and_leave_it(void *m) {
+  int err = pthread_mutex_lock(m);
+  if (err == EOWNERDEAD) CHECK_OK(pthread_mutex_consistent(m));
+  else CHECK_EQ(err, 0);
+  usleep(20000);
+  return NULL;
+}
+
+// One owner after another ends with waiters behind it.
+static void robust_pi_owners_die_in_a_row(void **state) {
+  (void)state;
+  for (int round = 0; round < 3; round++) {
+    pthread_mutex_t m = make(kinds[round], PTHREAD_MUTEX_ROBUST, PTHREAD_PRIO_INHERIT, PTHREAD_PROCESS_PRIVATE);
+    pthread_t t[4];
+    for (int i = 0; i < 4; i++) t[i] = start(lock_and_leave_it, &m);
+    for (int i = 0; i < 4; i++) join(t[i]);
+    CHECK_EQ(pthread_mutex_lock(&m), EOWNERDEAD);
+    CHECK_OK(pthread_mutex_consistent(&m));
+    CHECK_OK(pthread_mutex_unlock(&m));
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(held_by_main_since_before_the_first_thread),  // first: it forks without threads
+      cmocka_unit_test(conditions_with_pi_mutexes),
+      cmocka_unit_test(robust_pi_owners_die_in_a_row),
       cmocka_unit_test(robust_owner_dies),
       cmocka_unit_test(robust_owner_dies_with_waiters),
       cmocka_unit_test(robust_owner_dies_holding_many),

@@ -131,6 +131,28 @@ static void many_arrive_at_once(void **state) {
 
 static void *nothing(void *arg) { return arg; }
 
+// exit's handlers run in the last thread, which still takes signals: one by which the process dies ends
+// it there. (weft had closed them before, and the process ended with status 0.)
+static void die_in_handler(void) { kill(getpid(), SIGUSR1); }
+
+static void *joins_its_elder(void *elder) {
+  CHECK_OK(pthread_join((pthread_t)elder, NULL));
+  return NULL;
+}
+
+static int last_of_a_row(void *arg) {
+  signal(SIGUSR1, SIG_DFL);
+  atexit(die_in_handler);
+  pthread_t elder = pthread_self();
+  for (intptr_t i = 0; i < (intptr_t)arg; i++) elder = start(joins_its_elder, (void *)elder);
+  pthread_exit(NULL);
+}
+
+static void the_last_thread_kills_the_process_in_exit(void **state) {
+  (void)state;
+  for (intptr_t n = 0; n <= 20; n += 5) CHECK_EQ(death_signal(in_child(last_of_a_row, (void *)n)), SIGUSR1);
+}
+
 int main(void) {
   CHECK_OK(sem_init(&never, 0, 0));
   join(start(nothing, NULL));
@@ -138,6 +160,7 @@ int main(void) {
       cmocka_unit_test(the_process_sends_to_itself),
       cmocka_unit_test(lower_numbers_first),
       cmocka_unit_test(many_arrive_at_once),
+      cmocka_unit_test(the_last_thread_kills_the_process_in_exit),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
