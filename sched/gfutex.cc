@@ -210,7 +210,7 @@ int gfutex_table::sleep_foreign(Waiter* w, uint64_t deadline_ns) {
     b.lock.unlock();
     t_sleeps_on = reinterpret_cast<std::atomic<uint32_t>*>(w->token);
   }
-  host_cancel_at_once();
+  if (w->on_signal != OnSignal::kGoOn) host_cancel_at_once();  // cond: has its mutex back first
   return err;
 }
 
