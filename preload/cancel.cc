@@ -203,19 +203,20 @@ void reach_async(Thread* t) {
 
 }  // namespace
 
-bool host_cancel_due() {
-  if (Thread* t = this_thread()) return due(t);
+bool host_cancel_due(bool at_point) {
+  if (Thread* t = this_thread()) return due(t) && (at_point || t->cancel_async);
   int bits = tcb_own_cancel_bits();
-  return (bits & kBitCanceled) != 0 && (bits & (kBitDisabled | kBitExiting)) == 0;
+  return (bits & kBitCanceled) != 0 && (bits & (kBitDisabled | kBitExiting)) == 0 &&
+         (at_point || (bits & kBitAsync) != 0);
 }
 
-bool cancel_pending() { return host_cancel_due(); }
+bool cancel_pending() { return host_cancel_due(true); }
 
 void host_cancel_at_once() {
-  if (WEFT_LIKELY(!host_cancel_due())) return;
+  if (WEFT_LIKELY(!host_cancel_due(false))) return;
   Thread* t = this_thread();
-  if (t == nullptr && (tcb_own_cancel_bits() & kBitAsync) != 0) real().pthread_testcancel();
-  if (t != nullptr && t->cancel_async) act(t);
+  if (t == nullptr) real().pthread_testcancel();
+  else act(t);
 }
 
 void cancel_point() {

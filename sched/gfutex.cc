@@ -185,11 +185,14 @@ Reason stay_for_handlers(G* g, Waiter* w) {
 
 int gfutex_table::sleep_foreign(Waiter* w, uint64_t deadline_ns) {
   int err = 0;
-  bool look = host_cancel_due();  // one that came before it could nudge
+  // Others than these are no cancellation points: only who is to be cancelled at once leaves them.
+  auto why = static_cast<Wait>(w->tag >> 24);
+  bool point = why == Wait::kSem || why == Wait::kCond || why == Wait::kJoin;
+  bool look = host_cancel_due(point);  // one that came before it could nudge
   for (uint32_t v; (v = w->word.load(std::memory_order_acquire)) == 0 || v == kNudged;) {
     if (v == kNudged) {
       if (!w->word.compare_exchange_strong(v, 0, std::memory_order_acq_rel)) continue;
-      look = true;
+      look = host_cancel_due(point);
     }
     long r = look ? -EINTR : sys_futex_wait(&w->word, 0, deadline_ns);
     look = false;

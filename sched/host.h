@@ -47,9 +47,9 @@ void host_attention(G* g);
 // Asks m to interrupt its G at a safe point, for yield_preempted(why); any thread. May be
 // lost.
 void host_preempt(M* m, Preempt why);
-// The calling thread, of any kind, is to be cancelled: at its next cancellation point; at once,
-// if it has asked for that (then this does not return).
-bool host_cancel_due();
+// The calling thread, of any kind, is to be cancelled: now, if it stands at a cancellation point or has
+// asked for that at any place. The second: if it has asked for it, it is (and does not return).
+bool host_cancel_due(bool at_point);
 void host_cancel_at_once();
 
 // Once a sysmon tick, on its thread.

@@ -290,6 +290,24 @@ static void cancelled_in_every_kind_of_thread(void **state) {
     for (int yields = 0; yields <= 100; yields += 50) cancel_each_in(kind, run_point, yields);
 }
 
+// A wait that is none goes on, in every kind of thread (weft's own waits once ended with EINTR, each time anew).
+static void *futex_with_pending(void *arg) {
+  int word = 0;
+  struct timespec ms = {0, 20000000};
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL));
+  CHECK_OK(pthread_cancel(pthread_self()));
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL));
+  CHECK_FAILS(syscall(SYS_futex, &word, 128 /*FUTEX_WAIT, private*/, 0, &ms), ETIMEDOUT);
+  return arg;
+}
+
+static void a_pending_request_ends_no_other_wait(void **state) {
+  (void)state;
+  int mine;
+  for (int kind = kOrdinary; kind < kKindsOfThread; kind++)
+    CHECK(join(start_kind(kind, futex_with_pending, &mine)) == &mine);
+}
+
 static void cancelled_on_the_way_in(void **state) {
   (void)state;
   for (int round = 0; round < 3; round++) cancel_each(run_point, round);
@@ -398,6 +416,7 @@ int main(void) {
       cmocka_unit_test(cancelled_in_every_kind_of_thread),
       cmocka_unit_test(cancelled_by_a_pending_request),
       cmocka_unit_test(what_is_no_cancellation_point),
+      cmocka_unit_test(a_pending_request_ends_no_other_wait),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -112,7 +112,7 @@ void host_attention(G* g) {
 void host_end_thread() { pthread_exit(nullptr); }
 
 void host_preempt(M*, Preempt) {}
-bool host_cancel_due() { return false; }
+bool host_cancel_due(bool) { return false; }
 void host_cancel_at_once() {}
 void host_tick(uint64_t) {}
 void host_print_stack(G*) {}
