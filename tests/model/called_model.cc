@@ -49,16 +49,7 @@ struct Line : Model {
     return false;
   }
   bool take_out_of_queue() {
-    if (stands.load() != kQueue) return false;
-    bucket.lock();
-    bool found = linked == 1;
-    if (found) {
-      linked = 0;
-      stands.store(kNowhere);
-    }
-    bucket.unlock();
-    if (found) ready();
-    return found;
+    return stands.load() == kQueue && wake_queue();
   }
   bool call_out() {
     if (!win()) return take_out_of_queue();
@@ -105,7 +96,7 @@ struct Line : Model {
     linked = 1;
     return false;
   }
-  void wake_queue() {
+  bool wake_queue() {
     bucket.lock();
     bool found = linked == 1;
     if (found) {
@@ -114,6 +105,7 @@ struct Line : Model {
     }
     bucket.unlock();
     if (found) ready();
+    return found;
   }
 
   void handlers() {
