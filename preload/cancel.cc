@@ -7,7 +7,8 @@
 //
 // How a request reaches the target, wherever that is:
 //   runs, deferred     it looks at its next cancellation point
-//   about to park      park() sees kAttCancel, which stays up while a cancel is due
+//   about to park      park() sees kAttCancel, which stays up while a cancel is due; a wait that is
+//                      no cancellation point (is_cancel_point) goes on
 //   parked             an interruptible wait ends (park_interrupt) and its cancel_point acts;
 //                      any wait at all if the target is asynchronous: then it acts on its
 //                      way out of the engine (host_attention)
@@ -317,7 +318,7 @@ WEFT_EXPORT int pthread_cancel(pthread_t pt) {
     bool async = t->cancel_async;
     g->attention.fetch_or(async ? kAttCancel | kAttBreak : kAttCancel, std::memory_order_seq_cst);
     if (async) reach_async(t);
-    else if (!park_interrupt(g) && runs(g)) poke(t);
+    else if (!park_interrupt(g, kAttCancel) && runs(g)) poke(t);
   }
   t->cancel_senders.fetch_sub(1, std::memory_order_seq_cst);
   if (self != nullptr) engine_exit(self);

@@ -204,7 +204,7 @@ void notify(G* g, int sig) {
   uint64_t waits = t->sigwait_set.load(std::memory_order_seq_cst);
   if ((g->sigmask & sig_bit(sig) & ~waits) != 0) return;  // its unblocking looks
   g->attention.fetch_or(kAttSignal, std::memory_order_seq_cst);
-  if (g == t_g || park_interrupt(g) || call_out(g)) return;  // itself: on its way out of the engine
+  if (g == t_g || park_interrupt(g, kAttSignal) || call_out(g)) return;  // itself: on its way out of the engine
   bool hard = waits != 0 || t->mask_saved || (action_of(sig).flags & SA_RESTART) == 0;
   poke(g, hard);
 }

@@ -70,7 +70,7 @@ struct alignas(kCacheLine) G {
 
   // Something waits for this G to leave the engine: bits of Attention.
   std::atomic<uint32_t> attention{0};
-  std::atomic<bool> interruptible{false};  // the current park may end kInterrupted
+  std::atomic<uint8_t> ended_by{0};  // bits of Attention that may end the current park: kInterrupted
   bool is_g0 = false;
   bool wired = false;               // 1:1 for good: has a kernel thread, never a P
   // What it waits for, address or descriptor, and since when (coarse: sysmon's tick): for the dump,
@@ -133,7 +133,16 @@ enum Attention : uint32_t {
   kAttProbe = 64,   // has it made a call since? (spinwait.h); nothing waits for these two
   kAttResumed = 128,  // the same, since it was last resumed
   kAttWire = 16,    // another thread asked for native scheduling of it (preload/wire.h)
+
+  kAttEndsWait = kAttSignal | kAttCancel | kAttModules | kAttWire,
 };
+
+// Whether a wait of that kind is a cancellation point. One that is none goes on while a cancel is
+// pending, which may be for long: where it ends it, its caller only waits anew.
+constexpr bool is_cancel_point(Wait why) {
+  return why == Wait::kCond || why == Wait::kSem || why == Wait::kJoin || why == Wait::kSleep ||
+         (why >= Wait::kRead && why <= Wait::kSignal);
+}
 
 // The G of the calling code; null on a thread that is no M (foreign), the M's g0 on a
 // scheduler stack. One per TCB, hence per G, hence safe to cache across parks.

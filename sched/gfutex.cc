@@ -186,8 +186,7 @@ Reason stay_for_handlers(G* g, Waiter* w) {
 int gfutex_table::sleep_foreign(Waiter* w, uint64_t deadline_ns) {
   int err = 0;
   // Others than these are no cancellation points: only who is to be cancelled at once leaves them.
-  auto why = static_cast<Wait>(w->tag >> 24);
-  bool point = why == Wait::kSem || why == Wait::kCond || why == Wait::kJoin;
+  bool point = is_cancel_point(static_cast<Wait>(w->tag >> 24));
   bool look = host_cancel_due(point);  // one that came before it could nudge
   for (uint32_t v; (v = w->word.load(std::memory_order_acquire)) == 0 || v == kNudged;) {
     if (v == kNudged) {

@@ -23,7 +23,7 @@ void fire_sleep(Timer* t) {
 }  // namespace
 
 bool park_ends_early(G* g, uint32_t bits) {
-  if (!g->interruptible.load(std::memory_order_relaxed) && (bits & kAttBreak) == 0) return false;
+  if ((bits & (g->ended_by.load(std::memory_order_relaxed) | kAttBreak)) == 0) return false;
   // If the claim is lost, somebody else ends this park and has put us on a queue: leave through
   // that.
   uint64_t w = g->park.load(std::memory_order_relaxed);
@@ -65,10 +65,10 @@ uint64_t park_word_of(G* g) {
 
 }  // namespace
 
-bool park_interrupt(G* g) {
+bool park_interrupt(G* g, Attention why) {
   uint64_t w = park_word_of(g);
   if ((w & 7) != static_cast<uint64_t>(Reason::kWaiting)) return false;
-  if (!g->interruptible.load(std::memory_order_relaxed)) return false;  // written before park
+  if ((g->ended_by.load(std::memory_order_relaxed) & why) == 0) return false;  // written before park
   if (!park_claim(g, w, Reason::kInterrupted)) return false;
   ready(g);
   return true;

@@ -28,7 +28,8 @@ inline uint64_t park_begin(G* g, Wait why, const void* on, bool interruptible = 
   g->wait = why;
   g->wait_on = on;
   g->wait_since_ns = sched.coarse_ns.load(std::memory_order_relaxed);
-  g->interruptible.store(interruptible, std::memory_order_relaxed);  // ordered by park
+  int by = !interruptible ? 0 : is_cancel_point(why) ? kAttEndsWait : kAttEndsWait & ~kAttCancel;
+  g->ended_by.store(static_cast<uint8_t>(by), std::memory_order_relaxed);  // ordered by park
   uint64_t token = seq << 3 | static_cast<uint64_t>(Reason::kWaiting);
   uint64_t calls = g->state.load(std::memory_order_relaxed) & ~uint64_t{0xffffffff};
   g->state.store(calls | static_cast<uint64_t>(GState::kWaiting), std::memory_order_relaxed);
@@ -80,8 +81,8 @@ inline Reason park_until(G* g, uint64_t token, uint64_t deadline_ns) {
   return deadline_ns == kNever ? park(g) : park_timed(g, token, deadline_ns);
 }
 
-// Ends g's park with kInterrupted if it is in an interruptible one. Signals and cancels.
-bool park_interrupt(G* g);
+// Ends g's park with kInterrupted if `why` (kAttSignal, kAttCancel: set in its attention) ends that one.
+bool park_interrupt(G* g, Attention why);
 
 // Ends whatever park g is in: for an asynchronous cancel, which takes the G out of its wait
 // and acts before the wait's caller goes on.

@@ -305,7 +305,53 @@ static void a_pending_request_ends_no_other_wait(void **state) {
   (void)state;
   int mine;
   for (int kind = kOrdinary; kind < kKindsOfThread; kind++)
-    CHECK(join(start_kind(kind, futex_with_pending, &mine)) == &mine);
+    for (int i = 0; i < 5; i++) CHECK(join(start_kind(kind, futex_with_pending, &mine)) == &mine);
+}
+
+// ... and sleeps: of 0.1 s that the waiter is in a call which is no cancellation point, little is processor time.
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_rwlock_t rwlock = PTHREAD_RWLOCK_INITIALIZER;
+static pthread_barrier_t barrier;
+static void lock_and_unlock(void) {
+  CHECK_OK(pthread_mutex_lock(&mutex));
+  CHECK_OK(pthread_mutex_unlock(&mutex));
+}
+static void write_lock_and_unlock(void) {
+  CHECK_OK(pthread_rwlock_wrlock(&rwlock));
+  CHECK_OK(pthread_rwlock_unlock(&rwlock));
+}
+static void meet(void) { pthread_barrier_wait(&barrier); }
+
+static void *wait_with_pending(void *arg) {
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL));
+  CHECK_OK(pthread_cancel(pthread_self()));
+  CHECK_OK(pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL));
+  STORE(&at_call, 1);
+  ((const struct point *)arg)->block();
+  return arg;
+}
+
+static void a_waiter_with_a_pending_request_sleeps(void **state) {
+  (void)state;
+  static const struct point none[] = {{"mutex", lock_and_unlock}, {"rwlock", write_lock_and_unlock}, {"barrier", meet}};
+  CHECK_OK(pthread_barrier_init(&barrier, NULL, 2));
+  for (int kind = kOrdinary; kind < kKindsOfThread; kind++)
+    for (const struct point *p = none; p < none + sizeof none / sizeof *none; p++) {
+      CHECK_OK(pthread_mutex_lock(&mutex));
+      CHECK_OK(pthread_rwlock_wrlock(&rwlock));
+      at_call = 0;
+      pthread_t t = start_kind(kind, wait_with_pending, (void *)p);
+      AWAIT(LOAD(&at_call));
+      int64_t before = now_ns(CLOCK_PROCESS_CPUTIME_ID);
+      usleep(100000);
+      int64_t used = now_ns(CLOCK_PROCESS_CPUTIME_ID) - before;
+      CHECK_OK(pthread_mutex_unlock(&mutex));
+      CHECK_OK(pthread_rwlock_unlock(&rwlock));
+      if (p->block == meet) meet();
+      CHECK(join(t) == p);
+      if (used >= 50000000) dprintf(2, "%s: %lld ns of processor time\n", p->name, (long long)used);
+      CHECK(used < 50000000);
+    }
 }
 
 static void cancelled_on_the_way_in(void **state) {
@@ -417,6 +463,7 @@ int main(void) {
       cmocka_unit_test(cancelled_by_a_pending_request),
       cmocka_unit_test(what_is_no_cancellation_point),
       cmocka_unit_test(a_pending_request_ends_no_other_wait),
+      cmocka_unit_test(a_waiter_with_a_pending_request_sleeps),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -173,9 +173,9 @@ Test(gfutex, an_interrupt_ends_an_interruptible_wait_only) {
     EXPECT(gfutex_wait(&w, 0, kNever, Wait::kFutex, false) == 0);
     l.done();
   });
-  cr_assert(wait_until([&] { return g.load() != nullptr && park_interrupt(g); }));
+  cr_assert(wait_until([&] { return g.load() != nullptr && park_interrupt(g, kAttSignal); }));
   cr_assert(wait_until([&] { return g_state(g) == GState::kWaiting; }));
-  cr_assert_not(park_interrupt(g));
+  cr_assert_not(park_interrupt(g, kAttSignal));
   cr_assert(wake_all(&w, 1));
   l.wait();
   cr_assert_eq(fake::failures(), 0);
