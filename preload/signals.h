@@ -154,7 +154,7 @@ G* who_handles(uint64_t bit);
 // A thread's mask changed: what sysmon keeps open for the process may have to change, too.
 // Returns when a signal that nobody accepts any more is closed there.
 void masks_note(uint64_t now_blocked, uint64_t now_open);
-// Nobody accepts these: returns when sysmon has closed them.
+// Nobody accepts these: returns when sysmon has closed them, and each M.
 void masks_close(uint64_t bits);
 // g, the caller, ends: a process signal that only it would take is handled before, or left to
 // the process.

@@ -23,6 +23,7 @@
 #include "preload/dump.h"
 #include "preload/signals.h"
 #include "preload/thread.h"
+#include "sched/syscall.h"
 #include "sched/sysmon.h"
 
 namespace weft {
@@ -64,7 +65,7 @@ bool lives(const G* g) {
 // it would be that thread's own, whatever becomes of it. Main has it all the same, as natively.
 bool takes_from_us(const G* g) { return lives(g) && (!g->wired || g == first_thread()); }
 
-bool accepts(const G* g, uint64_t bit) {
+bool accepts(const G* g, uint64_t bit) {  // several: all of them
   return takes_from_us(g) && !thread_of(g)->closed.load(std::memory_order_relaxed) &&
          ((g->sigmask & bit) == 0 ||
           (thread_of(g)->sigwait_set.load(std::memory_order_seq_cst) & bit) != 0);
@@ -287,20 +288,46 @@ uint64_t deferred_pending() {
   return bits;
 }
 
-void masks_close(uint64_t bits) {
-  if (sysmon_thread()) return;
+namespace {
+
+// m lets in one of `bits` that no G on it accepts: an M that looks for work has the mask of the G it
+// ran, and closes it before it sleeps (block_signals, which notes kmask after the kernel's).
+bool open_for_nobody(const M* m, uint64_t bits) {
+  uint64_t mask = __atomic_load_n(&m->kmask, __ATOMIC_ACQUIRE);
+  if ((~mask & bits) == 0 || mask == kMaskUnknown) return false;
+  G* g = m->curg.load(std::memory_order_acquire);
+  return g == nullptr || !(runs_on(g, m) && (g->wired || accepts(g, ~mask & bits)));
+}
+
+void close_in_ms(uint64_t bits, uint64_t give_up) {
+  const M* own = this_g() == nullptr ? nullptr : this_g()->m;
+  std::atomic<uint32_t> never{0};
+  for (M* m = sched.all_m.load(std::memory_order_acquire); m != nullptr; m = m->all_next)
+    while (m != own && open_for_nobody(m, bits) && host_now_ns() < give_up)
+      sys_futex_wait(&never, 0, host_now_ns() + 20'000);
+}
+
+void close_in_sysmon(uint64_t bits, uint64_t give_up) {
   if (!masks_computing.load(std::memory_order_seq_cst) &&
       (sysmon_open.load(std::memory_order_acquire) & bits) == 0)
     return;
   uint32_t want = masks_changed.fetch_add(1, std::memory_order_acq_rel) + 1;
   masks_dirty.store(true, std::memory_order_release);
   sysmon_kick();
-  uint64_t give_up = host_now_ns() + 1'000'000'000;  // sysmon may be stopped in a fork
   for (;;) {
     uint32_t seen = masks_seen.load(std::memory_order_acquire);
     if (static_cast<int32_t>(seen - want) >= 0 || host_now_ns() > give_up) return;
     sys_futex_wait(&masks_seen, seen, host_now_ns() + 2'000'000);
   }
+}
+
+}  // namespace
+
+void masks_close(uint64_t bits) {
+  if (sysmon_thread()) return;
+  uint64_t give_up = host_now_ns() + 1'000'000'000;  // sysmon may be stopped in a fork
+  close_in_sysmon(bits, give_up);
+  close_in_ms(bits, give_up);
 }
 
 namespace {

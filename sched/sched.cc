@@ -490,6 +490,7 @@ void schedule() {
       if (m->dying_g_wired) {
         sched.n_away.fetch_sub(1, std::memory_order_relaxed);
         sched.n_m.fetch_sub(1, std::memory_order_relaxed);
+        __atomic_store_n(&m->kmask, kMaskNoG, __ATOMIC_RELEASE);
         host_end_thread();
       }
     }

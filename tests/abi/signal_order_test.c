@@ -82,20 +82,20 @@ static void the_process_sends_to_itself(void **state) {
   }
 }
 
+// Who accepted them has just ended. (Its M, looking for work, still had its mask: one of the first went
+// there, and back to the kernel behind the others.)
 static void lower_numbers_first(void **state) {
   (void)state;
-  struct sigaction sa = {.sa_sigaction = note, .sa_flags = SA_SIGINFO};
-  sigfillset(&sa.sa_mask);
   sigset_t s = all_real_time();
-  CHECK_OK(sigprocmask(SIG_BLOCK, &s, NULL));
-  for (int i = 0; i < 3; i++) CHECK_OK(sigaction(SIGRTMIN + i, &sa, NULL));
-  n = 0;
-  for (int i = 0; i < 30; i++) send_value(getpid(), SIGRTMIN + (i + 2) % 3, i / 3);
-  CHECK_OK(pthread_sigmask(SIG_UNBLOCK, &s, NULL));
-  CHECK_EQ(LOAD(&n), 30);
-  for (int i = 0; i < 30; i++) {
-    CHECK_EQ(signals[i], SIGRTMIN + i / 10);
-    CHECK_EQ(values[i], i % 10);
+  for (int round = 0; round < 100; round++) {
+    end(begin(round % kHows));
+    for (int i = 0; i < 30; i++) send_value(getpid(), SIGRTMIN + (i + 2) % 3, i / 3);
+    CHECK_OK(pthread_sigmask(SIG_UNBLOCK, &s, NULL));
+    CHECK_EQ(LOAD(&n), 30);
+    for (int i = 0; i < 30; i++) {
+      CHECK_EQ(signals[i], SIGRTMIN + i / 10);
+      CHECK_EQ(values[i], i % 10);
+    }
   }
 }
 
