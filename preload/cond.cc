@@ -141,7 +141,7 @@ void take_all(WaitQueue& q, void* arg) {
 }
 
 bool broadcast(pthread_cond_t* c) {
-  gfutex_table::Door in;  // who is taken and not in line yet hears no signal: no handler of ours now
+  Door in;  // who is taken and not in line yet hears no signal: no handler of ours now
   Taken t;
   gfutex_visit(c, take_all, &t);
   if (t.head == nullptr) return t.any;

@@ -161,7 +161,7 @@ __attribute__((noinline)) void release_slow(Mutex* m) {
     release_in_order(m);
     return;
   }
-  gfutex_table::Door in;  // who is neither in line nor readied hears no signal: no handler of ours now
+  Door in;  // who is neither in line nor readied hears no signal: no handler of ours now
   if (mutex_queues_turn(m, v)) {
     release_in_order(m);
     return;

@@ -43,26 +43,6 @@ Lock pool_lock;  // guards the two below
 Node* pool;
 uint32_t n_nodes;
 
-// Keeps handlers out: off the scheduler's threads by blocking them.
-class InEngine {
- public:
-  InEngine() : g_(this_g()) {
-    uint64_t all = kAllSignals;
-    if (g_ != nullptr) engine_enter(g_);
-    else sys_sigprocmask(SIG_SETMASK, &all, &mask_);
-  }
-  ~InEngine() {
-    if (g_ != nullptr) engine_exit(g_);
-    else sys_sigprocmask(SIG_SETMASK, &mask_, nullptr);
-  }
-  InEngine(const InEngine&) = delete;
-  InEngine& operator=(const InEngine&) = delete;
-
- private:
-  G* g_;
-  uint64_t mask_ = 0;
-};
-
 Node* node_get() {
   Hold hold(pool_lock);
   if (pool == nullptr) {
@@ -268,14 +248,14 @@ uint64_t pending_of(const G* g) {
 }
 
 bool pending_take(G* g, uint64_t set, siginfo_t* out) {
-  InEngine in;
+  Door in;
   if (!dequeue(thread_of(g)->pending, set, out) && !dequeue(process_pending, set, out)) return false;
   if (out->si_code == SI_TIMER) timer_taken(out);
   return true;
 }
 
 bool pending_add_process(int sig, const siginfo_t* info) {
-  InEngine in;
+  Door in;
   return enqueue(process_pending, nullptr, sig, info, true) == 0;
 }
 
@@ -345,7 +325,7 @@ uint64_t queued_for_others(const G* g) {
 // Looks anew each time: g may have opened its mask, and be given them again.
 void pending_pass_on(G* g) {
   if (queued_for_others(g) == 0) return;
-  InEngine in;
+  Door in;
   siginfo_t info;
   while (uint64_t bits = queued_for_others(g)) {
     if (!dequeue_of_process(thread_of(g)->pending, bits, &info)) return;  // its own are left
@@ -358,13 +338,13 @@ void pending_pass_on_handling(G* g, int sig) {
   for (uint64_t rest = bits; rest != 0; rest &= rest - 1)
     if (who_accepts(rest & -rest) == nullptr) bits &= ~(rest & -rest);
   if (bits == 0) return;
-  InEngine in;
+  Door in;
   siginfo_t info;
   while (dequeue_of_process(thread_of(g)->pending, bits, &info)) signal_process(info.si_signo, &info);
 }
 
 void pending_close(G* g) {
-  InEngine in;
+  Door in;
   Thread* t = thread_of(g);
   Hold hold(t->pending.lock);
   t->closed.store(true, std::memory_order_relaxed);
@@ -401,7 +381,7 @@ int send_to_wired(G* g, int sig, const siginfo_t* info) {
 void pending_wired(G* g) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (thread_of(g)->pending.bits.load(std::memory_order_relaxed) == 0) return;
-  InEngine in;
+  Door in;
   siginfo_t info;
   bool process = false;
   while (dequeue(thread_of(g)->pending, ~uint64_t{0}, &info, &process)) {
@@ -415,7 +395,7 @@ namespace {
 
 int send_to(G* g, int sig, const siginfo_t* info, bool process) {
   if (is_wired(g)) return send_to_wired(g, sig, info);
-  InEngine in;
+  Door in;
   Thread* t = thread_of(g);
   bool blocked = (g->sigmask & sig_bit(sig)) != 0;
   if (!has_handler(sig) && !blocked) {

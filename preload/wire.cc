@@ -104,13 +104,9 @@ void tell_libc_scheduling(G* g, bool wished) {
 
 template <class F>
 auto locked(F f) {
-  G* self = this_g();
-  if (self != nullptr) engine_enter(self);
-  wish_lock.lock();
-  auto r = f();
-  wish_lock.unlock();
-  if (self != nullptr) engine_exit(self);
-  return r;
+  Door in;
+  Hold hold(wish_lock);
+  return f();
 }
 
 }  // namespace

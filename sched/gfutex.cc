@@ -2,7 +2,6 @@
 #include "sched/gfutex_line.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include "sched/called_out.h"
@@ -55,14 +54,6 @@ WEFT_COLD bool claim_other(Waiter* w) {
   w->word.store(1, std::memory_order_relaxed);
   return true;
 }
-
-WEFT_COLD uint64_t keep_handlers_out() {
-  uint64_t all = ~uint64_t{0}, mask = 0;
-  sys_sigprocmask(SIG_BLOCK, &all, &mask);
-  return mask;
-}
-
-WEFT_COLD void let_handlers_in(uint64_t mask) { sys_sigprocmask(SIG_SETMASK, &mask, nullptr); }
 
 WEFT_COLD uint8_t own_priority() {
   int priority = 0;

@@ -89,29 +89,7 @@ WEFT_INLINE bool take(Bucket& b, Waiter* w) {
   return true;
 }
 
-// A thread that is no G keeps its signal handlers out instead of entering the engine.
-uint64_t keep_handlers_out();
-void let_handlers_in(uint64_t mask);
 uint8_t own_priority();  // the calling kernel thread's, 0 unless it is a real-time one
-
-// The door around a body that does not park.
-class Door {
- public:
-  Door() : g_(this_g()) {
-    if (WEFT_LIKELY(g_ != nullptr)) engine_enter(g_);
-    else mask_ = keep_handlers_out();
-  }
-  ~Door() {
-    if (WEFT_LIKELY(g_ != nullptr)) engine_exit(g_);
-    else let_handlers_in(mask_);
-  }
-  Door(const Door&) = delete;
-  Door& operator=(const Door&) = delete;
-
- private:
-  G* g_;
-  uint64_t mask_ = 0;  // where g_ is null
-};
 
 // The calling foreign thread is in w's wait: until sleep_foreign ends. Nests: in a signal handler.
 void begin_foreign(Waiter* w);

@@ -6,6 +6,7 @@
 // the idle list, with its queue: every stealer looks at all Ps, idle ones too.
 //
 // One spare idle M is kept, so that a hand-off costs a futex wake, not a thread's birth.
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <new>
@@ -66,10 +67,18 @@ bool m_wanted() {
 
 }  // namespace
 
+WEFT_COLD uint64_t keep_handlers_out() {
+  uint64_t all = ~uint64_t{0}, mask = 0;  // libc's own, too
+  sys_sigprocmask(SIG_BLOCK, &all, &mask);
+  return mask;
+}
+
+WEFT_COLD void let_handlers_in(uint64_t mask) { sys_sigprocmask(SIG_SETMASK, &mask, nullptr); }
+
 void block_signals(M* m) {
   if (m->kmask == kMaskNoG) return;
   uint64_t all = kAllSignals;
-  sys_sigprocmask(2 /*SIG_SETMASK*/, &all, nullptr);
+  sys_sigprocmask(SIG_SETMASK, &all, nullptr);
   m->kmask = kMaskNoG;
 }
 

@@ -287,7 +287,7 @@ inline G* this_g() {
 }
 
 // ---- the engine's door. Between enter and exit a G is not preempted, runs no signal
-// handler and may take engine locks. Nests.
+// handler and may take engine locks. Nests. Another thread keeps its signal handlers out instead.
 void engine_reacquire(G* g);
 inline void engine_enter(G* g) {
   g->engine.store(g->engine.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
@@ -304,6 +304,27 @@ inline void engine_exit(G* g) {
   if (WEFT_UNLIKELY(depth == 0 && g->attention.load(std::memory_order_relaxed) != 0))
     host_attention(g);
 }
+uint64_t keep_handlers_out();
+void let_handlers_in(uint64_t mask);
+
+// The door around a body that does not park.
+class Door {
+ public:
+  Door() : g_(this_g()) {
+    if (WEFT_LIKELY(g_ != nullptr)) engine_enter(g_);
+    else mask_ = keep_handlers_out();
+  }
+  ~Door() {
+    if (WEFT_LIKELY(g_ != nullptr)) engine_exit(g_);
+    else let_handlers_in(mask_);
+  }
+  Door(const Door&) = delete;
+  Door& operator=(const Door&) = delete;
+
+ private:
+  G* g_;
+  uint64_t mask_ = 0;  // where g_ is null
+};
 
 // ---- asm/switch.S
 extern "C" {
