@@ -314,10 +314,8 @@ int gfutex_requeue(const void* from, uint32_t n_wake, const void* to, uint32_t n
 }
 
 void gfutex_ready(Waiter* w) {
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
+  Door in;
   ready(w->g);
-  if (g != nullptr) engine_exit(g);
 }
 
 namespace {

@@ -22,6 +22,7 @@
 // and one that begins just after the handler sleeps on. So a handler that has news for its
 // thread (a cancel) sets its word to 3, gfutex_nudge(): whether the wait is still to come or begun
 // anew, the kernel finds another value than 0, and the waiter looks (host_cancel_due).
+// Model: nudge_model.
 //
 // Signals during a wait (Waiter::on_signal):
 //   kDefer  the handler runs when the wait is over.
