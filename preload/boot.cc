@@ -86,11 +86,12 @@ G* make_g1() {
   uintptr_t fs = reinterpret_cast<uintptr_t>(__builtin_thread_pointer());
   G* g = g_at(reinterpret_cast<void*>(fs));
   Thread* t;
+  auto* was = reinterpret_cast<G*>(g1_room);
+  if (g == nullptr && was->fs == fs) g = was;  // in a fork child of main
   if (g != nullptr) {
-    t = thread_of(g);
+    t = thread_of(g);  // kept: calls and handlers may be under way above the fork
   } else {
-    // In a fork child of main both are there already, and g stands in the list of all Gs.
-    auto* was = reinterpret_cast<G*>(g1_room);
+    // In a fork child of another thread main's are there already, in the list of all Gs.
     G* all_next = was->all_next;
     uint32_t index = was->index;
     g = new (g1_room) G;

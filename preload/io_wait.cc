@@ -82,7 +82,8 @@ int io_block(IoCall& c) {
     cancel_point();
   }
   bool on = c.timed || c.started ? io_wait_after_interrupt(mark) : io_restart_after_interrupt(mark);
-  return on ? 0 : -EINTR;
+  if (!on) return -EINTR;
+  return c.turn.forked ? kCannotWait : 0;  // the kind of file is not known any more
 }
 
 }  // namespace weft

@@ -147,6 +147,9 @@ void run_one(Run& r, int sig, siginfo_t* info, const Action& a) {
   pending_pass_on_handling(r.g, sig);
   frame_show_stack(r.uc, r.g->altstack);
   call_handler(sig, info, r.uc, a);
+  // It forked, and this is the child. What it returns to is in the middle of a scheduled process:
+  // this becomes one again, with g as its first thread.
+  if (WEFT_UNLIKELY(r.g->m == nullptr)) weft_boot();
   if (mask_in(r.uc) != r.seen) {  // the handler chose another mask for its return
     r.after = mask_in(r.uc) & kMaskable;
     mask_out(r.uc, mask_for_kernel(r.after));

@@ -28,6 +28,7 @@ std::atomic<uint32_t> n_linked{0};
 Lock orphan_lock;
 PollDesc* orphan_list;                    // guarded by orphan_lock
 std::atomic<uint32_t> n_orphans{0};       // its length, for those who only ask
+uint32_t forks = 0;                       // above this process; changes in a child's one thread only
 
 PollDesc* make_chunk(int i) {
   void* mem = sys_mmap(nullptr, kChunkBytes, PROT_READ | PROT_WRITE,
@@ -206,10 +207,6 @@ int finish_wait(PollTurn& t, PollWaiter& w, Reason r) {
   return 0;
 }
 
-}  // namespace
-
-namespace {
-
 void add1(std::atomic<uint32_t>& n, uint32_t by) {  // under the lock; read without it
   n.store(n.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
 }
@@ -224,6 +221,13 @@ PollDesc* lock_turn(PollTurn& t) {
     pd->lock.unlock();
     if (t.orphan || !t.woken || !follow_orphan(t)) return nullptr;
   }
+}
+
+// In a fork child the records are empty, and a duplicate is closed: fd's new record stands for both.
+void begin_again(PollTurn& t, int fd) {
+  t.woken = t.orphan = false;
+  t.forked = true;
+  if (PollDesc* pd = polldesc_get(fd)) poll_turn_begin(t, pd, static_cast<PollDir>(t.dir));
 }
 
 }  // namespace
@@ -269,7 +273,10 @@ int poll_turn_wait(PollTurn& t, uint64_t deadline_ns, Wait why, bool untried) {
   pd->lock.unlock();
   if (untried && err == 0 && !again) netpoll_note_untried(g->m->p, pd, t.tag, no);
   if (err == 0 && !again) err = finish_wait(t, w, park_until(g, w.token, deadline_ns));
-  engine_exit(g);
+  int fd = t.pd->fd;
+  uint32_t forks_before = forks;
+  engine_exit(g);  // here handlers run
+  if (WEFT_UNLIKELY(forks != forks_before)) begin_again(t, fd);
   return err;
 }
 
@@ -526,6 +533,7 @@ int polldesc_next_orphan(int from) {
 bool polldesc_is_orphan(int fd) { return polldesc_next_orphan(fd) == fd; }
 
 void polldesc_after_fork() {
+  forks++;
   netpoll_settle_after_fork();
   for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next) sys_call(SYS_close, o->fd);
   orphan_list = nullptr;

@@ -115,6 +115,7 @@ struct PollTurn {
   uint32_t seq = 0;
   bool woken = false;                       // the last wait ended by an edge: pass it on
   bool orphan = false;                      // pd is a duplicate; its number is pd->fd
+  bool forked = false;                      // the last wait ended in a handler that forked: the child
 };
 inline void poll_turn_begin(PollTurn& t, PollDesc* pd, PollDir dir) {
   t.pd = pd;
