@@ -10,6 +10,7 @@
 // Process-shared barriers are libc's, inside the syscall protocol.
 #include "preload/api.h"
 #include "preload/cancel.h"
+#include "preload/destroy.h"
 #include "preload/thread.h"
 
 namespace weft {
@@ -73,7 +74,6 @@ WEFT_EXPORT int pthread_barrier_destroy(pthread_barrier_t* pb) {
   Barrier* b = barrier_of(pb);
   if (b->shared != 0)
     return in_syscall_block([&] { return real().pthread_barrier_destroy(pb); });
-  return reinterpret_cast<std::atomic<uint32_t>*>(&b->in)->load(std::memory_order_relaxed) == 0
-             ? 0
-             : EBUSY;
+  wait_till_left(reinterpret_cast<std::atomic<uint32_t>*>(&b->in), Wait::kBarrier);
+  return 0;
 }

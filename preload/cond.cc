@@ -18,6 +18,7 @@
 // mutex without seeing our waiters. Signal asks both worlds then.
 #include "preload/cancel.h"
 #include "preload/interrupt.h"
+#include "preload/destroy.h"
 #include "preload/mutex.h"
 #include "sched/gfutex_line.h"
 
@@ -207,10 +208,10 @@ WEFT_EXPORT int pthread_cond_broadcast(pthread_cond_t* c) {
   return 0;
 }
 
-// libc waits here until woken waiters have left; ours leave when they are woken. With
-// waiters still asleep it would wait for ever: EBUSY instead.
+// Those that are woken have left: they look at nothing of the cond any more.
 WEFT_EXPORT int pthread_cond_destroy(pthread_cond_t* c) {
   if ((flags_of(c) & kShared) != 0)
     return in_syscall_block([&] { return real().pthread_cond_destroy(c); });
-  return count_of(c)->load(std::memory_order_relaxed) == 0 ? 0 : EBUSY;
+  wait_till_left(count_of(c), Wait::kCond);
+  return 0;
 }

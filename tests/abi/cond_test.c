@@ -2,7 +2,7 @@
 //
 // Behaviours: signal wakes one, broadcast all; signals with and without the mutex held; the
 // mutex is held after every return; timeouts on both clocks; exact accounting when timeouts
-// race signals; requeue onto a held mutex; destroy right after broadcast; every kind of
+// race signals; requeue onto a held mutex; destroy right after broadcast, and before it; every kind of
 // mutex in a wait; static and dynamic init; several conds on one mutex.
 // Invariant: a signal sent while someone waits ends at least one wait; none is lost.
 #include "abi.h"
@@ -351,6 +351,34 @@ static void *take_units(void *arg) {
   return NULL;
 }
 
+static int destroying, destroyed;
+static void *destroy_cond(void *arg) {
+  STORE(&destroying, 1);
+  CHECK_OK(pthread_cond_destroy(arg));
+  STORE(&destroyed, 1);
+  return NULL;
+}
+
+// libc destroys a cond that somebody waits for once they have been woken. Ours said EBUSY.
+static void destroy_waits_for_the_waiters(void **state) {
+  (void)state;
+  pthread_t t[3];
+  destroying = destroyed = 0;
+  start_waiters(t, 3, take_ticket);
+  pthread_t destroyer = start(destroy_cond, &cond);
+  AWAIT(LOAD(&destroying));
+  for (int i = 0; i < 1000; i++) sched_yield();
+  CHECK_EQ(LOAD(&destroyed), 0);
+  pthread_mutex_lock(&lock);
+  tickets = 3;
+  CHECK_OK(pthread_cond_broadcast(&cond));
+  pthread_mutex_unlock(&lock);
+  for (int i = 0; i < 3; i++) join(t[i]);
+  join(destroyer);
+  CHECK_EQ(destroyed, 1);
+  CHECK_OK(pthread_cond_init(&cond, NULL));
+}
+
 static void timeouts_racing_signals(void **state) {
   (void)state;
   pthread_t t[8];
@@ -426,6 +454,7 @@ int main(void) {
       cmocka_unit_test(ping_pong_on_one_cond),
       cmocka_unit_test(token_ring),
       cmocka_unit_test(destroyed_right_after_broadcast),
+      cmocka_unit_test(destroy_waits_for_the_waiters),
       cmocka_unit_test(timeouts_racing_signals),
       cmocka_unit_test(no_signal_lost_to_a_timeout),
   };
