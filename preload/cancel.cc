@@ -309,8 +309,7 @@ WEFT_EXPORT int pthread_cancel(pthread_t pt) {
     return 0;
   }
   install();
-  G* self = this_g();
-  if (self != nullptr) engine_enter(self);
+  Door in;
   t->cancel_senders.fetch_add(1, std::memory_order_seq_cst);
   t->cancel_requested.store(1, std::memory_order_seq_cst);
   libc_bits(t, kBitCanceled, 0);
@@ -321,7 +320,6 @@ WEFT_EXPORT int pthread_cancel(pthread_t pt) {
     else if (!park_interrupt(g, kAttCancel) && runs(g)) poke(t);
   }
   t->cancel_senders.fetch_sub(1, std::memory_order_seq_cst);
-  if (self != nullptr) engine_exit(self);
   return 0;
 }
 

@@ -220,8 +220,7 @@ void io_wake_all(int fd) {
   if (pd == nullptr || pd->fd != fd) return;
   bool aliased = (io_notes(pd) & kNoteAliased) != 0;
   int from = aliased ? 0 : fd, to = aliased ? polldesc_max_fd() : fd;
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
+  Door in;
   for (int n = from; n <= to; n++) {
     pd = polldesc_peek(n);
     if (pd == nullptr || (pd->head[kPollIn] == nullptr && pd->head[kPollOut] == nullptr)) continue;
@@ -231,7 +230,6 @@ void io_wake_all(int fd) {
     pd->lock.unlock();
     ready_list(out);
   }
-  if (g != nullptr) engine_exit(g);
 }
 
 void io_flags_set(int fd, bool nonblock) {

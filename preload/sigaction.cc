@@ -102,11 +102,10 @@ void to_user(const Action& a, struct sigaction* out) {
   out->sa_flags = static_cast<int>(a.flags & ~kSaRestorer);
 }
 
-int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
+int set_locked(int sig, const struct sigaction* set, struct sigaction* old) {
+  Door in;
+  Hold hold(actions_lock);
   int r = 0;
-  actions_lock.lock();
   Slot& s = slots[sig];
   Action was = {};
   bool wrapped = s.ours.load(std::memory_order_relaxed);
@@ -128,9 +127,12 @@ int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
       r = -1;
     }
   }
-  actions_lock.unlock();
   if (r == 0 && wrapped && old != nullptr) to_user(was, old);
-  if (g != nullptr) engine_exit(g);
+  return r;
+}
+
+int set_action(int sig, const struct sigaction* set, struct sigaction* old) {
+  int r = set_locked(sig, set, old);
   if (r == 0 && set != nullptr) dump_signal_taken(sig);
   return r;
 }

@@ -69,13 +69,21 @@ bool has_a_size(const SpawnAttr& a) {
   return guard >= a.guard_bytes && a.stack_bytes + guard >= guard;
 }
 
+// With a stack of the program's, it holds only the TCB.
+G* slot_for(const SpawnAttr& a) {
+  Door in;
+  return a.user_stack != nullptr ? g_alloc(kPageBytes, 0) : g_alloc(a.stack_bytes, a.guard_bytes);
+}
+
+void slot_back(G* g) {
+  if (g->cls == nullptr) return;  // main's
+  Door in;
+  g_free(g);
+}
+
 // A G with a complete TCB, not running; null with *err set.
 G* make_thread(const SpawnAttr& a, int* err) {
-  // With a stack of the program's, the slot holds only the TCB.
-  G* self = this_g();
-  if (self != nullptr) engine_enter(self);
-  G* g = a.user_stack != nullptr ? g_alloc(kPageBytes, 0) : g_alloc(a.stack_bytes, a.guard_bytes);
-  if (self != nullptr) engine_exit(self);
+  G* g = slot_for(a);
   if (g == nullptr) {
     *err = EAGAIN;
     return nullptr;
@@ -87,9 +95,7 @@ G* make_thread(const SpawnAttr& a, int* err) {
   if (g->fresh) {
     uint32_t modules = tls_modules_version();
     if (!tcb_make(g)) {  // outside the engine: the dtv comes from the program's malloc
-      if (self != nullptr) engine_enter(self);
-      g_free(g);
-      if (self != nullptr) engine_exit(self);
+      slot_back(g);
       *err = EAGAIN;
       return nullptr;
     }
@@ -134,9 +140,8 @@ int create(pthread_t* out, const pthread_attr_t* attr, void* (*start)(void*),
   last_began(t);
   *out = pthread_of(g);
   g_prepare(g, g->stack_hi, [](void* p) { host_g_main(static_cast<G*>(p)); }, g);
-  if (self != nullptr) engine_enter(self);
+  Door in;
   g_start(g);
-  if (self != nullptr) engine_exit(self);
   return 0;
 }
 
@@ -334,12 +339,7 @@ int join_until(G* g, void** result, uint64_t deadline_ns) {
   }
   if (result != nullptr) *result = t->result;
   t->join.store(kDetached, std::memory_order_relaxed);  // a second join: ESRCH or EINVAL
-  if (g->cls != nullptr) {
-    G* me = this_g();
-    if (me != nullptr) engine_enter(me);
-    g_free(g);
-    if (me != nullptr) engine_exit(me);
-  }
+  slot_back(g);
   return 0;
 }
 
@@ -398,12 +398,7 @@ WEFT_EXPORT int pthread_detach(pthread_t pt) {
     return 0;
   if (was == kDetached) return t->alive.load(std::memory_order_acquire) ? EINVAL : ESRCH;
   t->join.store(kDetached, std::memory_order_relaxed);
-  if (g->cls != nullptr) {
-    G* me = this_g();
-    if (me != nullptr) engine_enter(me);
-    g_free(g);
-    if (me != nullptr) engine_exit(me);
-  }
+  slot_back(g);
   return 0;
 }
 

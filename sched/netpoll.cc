@@ -312,8 +312,7 @@ int netpoll_high_dup(int fd) {
 
 void netpoll_make_room(int fd) {
   if (fd < 0) return;
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
+  Door in;
   init_lock.lock();
   // Waiters inside epoll_wait hold the file, not the number, and registrations belong to
   // the file as well.
@@ -324,7 +323,6 @@ void netpoll_make_room(int fd) {
   }
   init_lock.unlock();
   asleep_make_room(fd);
-  if (g != nullptr) engine_exit(g);
 }
 
 bool netpoll_all_handled(uint64_t* mark) {

@@ -468,8 +468,7 @@ void arm_orphan(PollDesc* o) {
 }  // namespace
 
 void polldesc_retire(PollDesc* pd) {
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
+  Door in;
   GList out;
   pd->lock.lock();
   uint32_t n = takers_of(pd);
@@ -494,7 +493,6 @@ void polldesc_retire(PollDesc* pd) {
   clear_notes(pd);
   pd->lock.unlock();
   ready_list(out);
-  if (g != nullptr) engine_exit(g);
 }
 
 void polldesc_renew(PollDesc* pd) {
@@ -503,8 +501,7 @@ void polldesc_renew(PollDesc* pd) {
     return;
   }
   // Closed where we could not see it. Waiters left over find their tag gone (-EBADF).
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
+  Door in;
   GList out;
   pd->lock.lock();
   pd->armed = 0;
@@ -513,20 +510,15 @@ void polldesc_renew(PollDesc* pd) {
   clear_notes(pd);
   pd->lock.unlock();
   ready_list(out);
-  if (g != nullptr) engine_exit(g);
 }
 
 int polldesc_next_orphan(int from) {
   int best = __INT_MAX__;
   if (WEFT_LIKELY(n_orphans.load(std::memory_order_relaxed) == 0)) return best;
-  G* g = this_g();
-  if (g != nullptr) engine_enter(g);
-  {
-    Hold hold(orphan_lock);
-    for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next)
-      if (o->fd >= from && o->fd < best) best = o->fd;
-  }
-  if (g != nullptr) engine_exit(g);
+  Door in;
+  Hold hold(orphan_lock);
+  for (PollDesc* o = orphan_list; o != nullptr; o = o->orphan_next)
+    if (o->fd >= from && o->fd < best) best = o->fd;
   return best;
 }
 

@@ -12,7 +12,6 @@
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/select.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 
 // Of a kernel thread; 0: the one that runs this.
@@ -308,67 +307,7 @@ static void a_bound_thread_takes_its_kernel_thread_along(void)
     WAIT_UNTIL(bound(tids) <= 1);
 }
 
-static cpu_set_t first_cpu;
-static sem_t let_go;
-static pthread_t parked;
-
-static void look(void)
-{
-    cpu_set_t s;
-    CHECK_EQ(pthread_getaffinity_np(parked, sizeof s, &s), 0);
-}
-
-static void looks_too(int sig)
-{
-    (void)sig;
-    look();
-}
-
-static void *waits(void *arg)
-{
-    while (sem_wait(&let_go) != 0) {}
-    return arg;
-}
-
-static void *looks_all_the_time(void *cpus_it_has)
-{
-    if (cpus_it_has != NULL) MUST(sched_setaffinity(0, sizeof(cpu_set_t), cpus_it_has) == 0);
-    mask_signal(SIG_UNBLOCK, SIGALRM);
-    for (int i = 0; i < 300000; i++) look();
-    mask_signal(SIG_BLOCK, SIGALRM);
-    return NULL;
-}
-
-// A wish that is not carried out yet is looked at under a lock. A handler that came in between, on a bound
-// thread, waited for itself.
-static void a_handler_looks_while_its_thread_does(void)
-{
-    cpu_set_t mine;
-    MUST(sched_getaffinity(0, sizeof mine, &mine) == 0);
-    CPU_ZERO(&first_cpu);
-    for (int i = 0; CPU_COUNT(&first_cpu) == 0; i++)
-        if (CPU_ISSET(i, &mine)) CPU_SET(i, &first_cpu);
-    struct sigaction a = {.sa_handler = looks_too, .sa_flags = SA_RESTART}, old;
-    sigaction(SIGALRM, &a, &old);
-    mask_signal(SIG_BLOCK, SIGALRM);
-    MUST(sem_init(&let_go, 0, 0) == 0);
-    parked = spawn(waits, NULL);
-    settle();
-    CHECK_EQ(pthread_setaffinity_np(parked, sizeof first_cpu, &first_cpu), 0);
-    struct itimerval often = {{0, 50}, {0, 50}}, never = {{0, 0}, {0, 0}};
-    MUST(setitimer(ITIMER_REAL, &often, NULL) == 0);
-    join(spawn(looks_all_the_time, NULL));
-    join(spawn(looks_all_the_time, &first_cpu));
-    MUST(setitimer(ITIMER_REAL, &never, NULL) == 0);
-    sem_post(&let_go);
-    join(parked);
-    signal(SIGALRM, SIG_IGN);  // none is left over
-    sigaction(SIGALRM, &old, NULL);
-    mask_signal(SIG_UNBLOCK, SIGALRM);
-}
-
 static const struct CMUnitTest tests[] = {
-    T(a_handler_looks_while_its_thread_does),
     T(the_wish_holds_whatever_the_call),
     T(a_bound_thread_takes_its_kernel_thread_along),
 };
