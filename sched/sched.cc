@@ -131,8 +131,12 @@ void ready_event(P* p, G* g) {
 // others come round again (echo, 5000 connections: 99th percentile 109 to 134 ms, so 84 to 130).
 void take_events(P* p) {
   p->look.store(false, std::memory_order_relaxed);
-  bool more = false;  // where another M sleeps in the netpoller nothing stays there
-  if (netpoll_waiters() && sched.last_poll_ns.load(std::memory_order_relaxed) != 0) {
+  // Where another M sleeps in the netpoller nothing stays there, if it has a core: beside Ps all busy
+  // it needs one of theirs, and can only queue what it gets.
+  bool watched = sched.last_poll_ns.load(std::memory_order_relaxed) == 0 &&
+                 sched.n_idle_p.load(std::memory_order_relaxed) != 0;
+  bool more = false;
+  if (netpoll_waiters() && !watched) {
     more = true;
     // Those in the global queue came before what is in the kernel.
     if (p->runq.size() < kMaintain)
