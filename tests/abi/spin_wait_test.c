@@ -8,10 +8,11 @@
 // Measured in processor time of the process, in batches of steps: none was good when it failed. On one
 // core more than half of them must be good. On two, where the kernel runs other programs too, a thread
 // may spin for a slice of the kernel's until the one it waits for has its core again: with eight copies
-// at once one batch in five was not good, so one good one is asked for.
+// at once one batch of 20 steps in five was not good, with 16 once all ten of them. So one good one is
+// asked for, of 5 steps: they took 8 ms and more each (at most 5 is good).
 #include "abi.h"
 
-enum { kWorkers = 3, kWarm = 100, kBatches = 10, kRounds = 20 };
+enum { kWorkers = 3, kWarm = 100, kSteps = 200 };
 
 static _Atomic int pending[kWorkers];
 static _Atomic int stop;
@@ -45,37 +46,38 @@ static int64_t cpu_ns(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-// Answers how many batches were good, in a process of its own on so many cores.
-static int good_batches(void *cores) {
-  keep_cores((int)(intptr_t)cores);
+struct plan {
+  int cores, steps, wanted;  // steps: of a batch; wanted: good batches
+};
+
+// In a process of its own. 0: as many batches were good as are wanted.
+static int follow(void *arg) {
+  const struct plan *plan = arg;
+  keep_cores(plan->cores);
   pthread_t t[kWorkers];
   CHECK_OK(pipe(pipe_fds));
   for (int i = 0; i < kWorkers; i++) t[i] = start(work, &pending[i]);
   for (int i = 0; i < kWarm; i++) round_trip();
   int good = 0;
-  for (int batch = 0; batch < kBatches; batch++) {
+  for (int done = 0; done < kSteps && good < plan->wanted; done += plan->steps) {
     int64_t from = cpu_ns();
-    for (int i = 0; i < kRounds; i++) round_trip();
+    for (int i = 0; i < plan->steps; i++) round_trip();
     // Four threads that each spin for a slice of 10 ms make 20 ms and more.
-    good += (cpu_ns() - from) / kRounds < 5000000;
+    good += (cpu_ns() - from) / plan->steps < 5000000;
   }
   stop = 1;
   for (int i = 0; i < kWorkers; i++) join(t[i]);
-  return good;
+  return good < plan->wanted;
 }
 
 static void a_step_costs_no_slices_on_one_core(void **state) {
   (void)state;
-  int good = exit_code(in_child(good_batches, (void *)1));
-  CHECK(good <= kBatches);
-  CHECK(good > kBatches / 2);
+  CHECK_EQ(in_child(follow, &(struct plan){1, 20, 6}), 0);
 }
 
 static void a_step_costs_no_slices_on_two_cores(void **state) {
   (void)state;
-  int good = exit_code(in_child(good_batches, (void *)2));
-  CHECK(good <= kBatches);
-  CHECK(good > 0);
+  CHECK_EQ(in_child(follow, &(struct plan){2, 5, 1}), 0);
 }
 
 int main(void) {
