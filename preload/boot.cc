@@ -104,7 +104,7 @@ G* make_g1() {
     t->g = g;
     if (index == 0) all_gs_add(g);
   }
-  g->vtid = static_cast<uint32_t>(sys_gettid());
+  t_own_id = g->vtid = static_cast<uint32_t>(sys_gettid());
   g->engine.store(0, std::memory_order_relaxed);
   t->alive.store(true, std::memory_order_relaxed);
   t->join.store(kJoinable, std::memory_order_relaxed);
@@ -144,7 +144,9 @@ bool boot() {
   if (k.native || getauxval(AT_SECURE) != 0) return stay_native(nullptr);
   real_resolve_all();
   if (const char* why = watched_by()) return stay_native(why);
+  if (raw_fork_child) return stay_native("this process was made by clone(2)");
   if (const char* why = tcb_probe()) return stay_native(why);
+  ids_begin();
   // A thread of libc's own (a timer's, say) may be the first to create one: main then
   // stays native, for its stack and TCB are not at hand.
   bool main_thread = sys_gettid() == sys_getpid();

@@ -1,7 +1,7 @@
 // clone.cc - libc's clone() from a G: a fork, a vfork with a stack of its own, or a thread
 // that libc does not know.
 //
-//   without CLONE_VM          as fork without handlers: the child forgets the scheduler
+//   without CLONE_VM          as fork without handlers: the child forgets the scheduler (fork.h)
 //   CLONE_VM | CLONE_VFORK    as vfork: this kernel thread sleeps until the child execs
 //   CLONE_VM, no CLONE_SETTLS the new thread shares our TCB while we run on: the caller is
 //                             wired first, so that both are native from here on
@@ -31,7 +31,7 @@ int child_main(void* p) {
     t_g = nullptr;
     t_vfork_depth = t_vfork_depth + 1;
   } else {
-    fork_in_child();
+    fork_in_raw_child();
   }
   return s.fn(s.arg);
 }

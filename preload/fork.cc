@@ -24,6 +24,7 @@
 
 #include "preload/api.h"
 #include "preload/foreign.h"
+#include "preload/ids.h"
 #include "preload/io_fd.h"
 #include "preload/kcall.h"
 #include "preload/tcb.h"
@@ -39,6 +40,7 @@ extern void* __dso_handle __attribute__((visibility("hidden")));
 namespace weft {
 
 thread_local constinit int t_fork_ktid = 0;
+bool raw_fork_child = false;
 
 // Other files' own child hooks: defined or not (see the head of each).
 __attribute__((weak)) void sync_after_fork();
@@ -102,6 +104,7 @@ void fork_in_child() {
   G* g = t_g != nullptr ? t_g : g_at(__builtin_thread_pointer());
   t_vfork_depth = 0;
   t_fork_ktid = 0;
+  t_own_id = 0;
   drop_rseq(g == nullptr ? nullptr : g->m);
   if (g != nullptr) {
     if (g->cls != nullptr) tcb_after_fork_child(g);  // main's TCB is libc's own, and listed
@@ -128,6 +131,11 @@ void fork_in_child() {
   run_hook(cancel_after_fork);
   run_hook(tsd_after_fork);
   sys_sigprocmask(SIG_SETMASK, &mask, nullptr);
+}
+
+void fork_in_raw_child() {
+  raw_fork_child = true;
+  fork_in_child();
 }
 
 void fork_hooks_install() {

@@ -14,6 +14,11 @@ void fork_hooks_install();
 void fork_begin();
 void fork_in_parent();
 void fork_in_child();
+// The same in a child that libc does not know of (clone(2), fork(2) by number): its TCB has the parent's
+// id and no robust list of its own, and more often than not it is a sandbox, whose filter forbids
+// system calls that a scheduler lives by. Threads there are native.
+void fork_in_raw_child();
+extern bool raw_fork_child;
 
 // The kernel thread that made the caller's last child: its tracer, should it ask to be
 // traced (PTRACE_TRACEME). 0: none.

@@ -5,10 +5,21 @@
 #include <sys/resource.h>
 
 #include "preload/fork.h"
+#include "preload/tcb.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
 
 namespace weft {
+
+thread_local constinit uint32_t t_own_id = 0;
+size_t libc_tid_offset = 0;
+
+uint32_t self_id_slow() { return static_cast<uint32_t>(sys_gettid()); }
+
+void ids_begin() {
+  if (libc_tid_offset == 0) libc_tid_offset = tcb_tid_offset();
+}
+
 namespace {
 
 constexpr pid_t kFirstVirtual = 1 << 22;  // PID_MAX_LIMIT; see thread.cc
@@ -87,7 +98,7 @@ long self_or_plain(const char* why, long nr, const long a[6], int at) {
 long raw_fork(long nr, const long a[6]) {
   fork_begin();
   long pid = sys_call(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
-  if (pid == 0) fork_in_child();
+  if (pid == 0) fork_in_raw_child();
   else fork_in_parent();
   return pid;
 }

@@ -14,6 +14,7 @@
 
 #include "preload/api.h"
 #include "preload/cancel.h"
+#include "preload/ids.h"
 #include "preload/thread.h"
 
 extern "C" {
@@ -80,5 +81,6 @@ WEFT_EXPORT int __libc_start_main(int (*main_fn)(int, char**, char**), int argc,
                                   void (*init)(void), void (*fini)(void),
                                   void (*rtld_fini)(void), void* stack_end) {
   program_main = main_fn;
+  ids_begin();
   return real().__libc_start_main(landing_main, argc, argv, init, fini, rtld_fini, stack_end);
 }

@@ -17,7 +17,6 @@
 
 namespace weft {
 
-thread_local constinit uint32_t t_self_id = 0;
 uint32_t fork_generation = 1;
 bool kernel_lock_before_boot = false;
 
@@ -27,12 +26,6 @@ void wire_owner(const char* why) {
 }
 
 void sync_after_fork() { fork_generation++; }
-
-uint32_t self_id_slow() {
-  G* g = t_g;
-  t_self_id = g != nullptr && !g->is_g0 ? g->vtid : static_cast<uint32_t>(sys_gettid());
-  return t_self_id;
-}
 
 namespace {
 
@@ -314,7 +307,7 @@ using namespace weft;
 
 WEFT_EXPORT int pthread_mutex_lock(pthread_mutex_t* pm) {
   Mutex* m = mutex_of(pm);
-  uint32_t id = t_self_id;
+  uint32_t id = known_self_id();
   if (WEFT_LIKELY((m->kind & 0xff) == 0 && id != 0)) {
     if (__libc_single_threaded && m->word.load(std::memory_order_relaxed) == 0) {
       m->word.store(1, std::memory_order_relaxed);

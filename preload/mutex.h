@@ -27,7 +27,7 @@
 
 #include <pthread.h>
 
-#include "preload/api.h"
+#include "preload/ids.h"
 #include "sched/called_out.h"
 
 namespace weft {
@@ -60,15 +60,6 @@ constexpr int kKindProtect = 64;
 constexpr int kKindShared = 128;
 constexpr int kKindReal = kKindRobust | kKindInherit | kKindProtect | kKindShared;
 inline bool mutex_is_ours(const Mutex* m) { return (m->kind & kKindReal) == 0; }
-
-// Who owns things: a G's vtid, any other thread's kernel tid. Kept by a fork child, so what
-// the forking thread held stays its own there. 0 until first asked for.
-extern thread_local constinit uint32_t t_self_id;
-uint32_t self_id_slow();
-inline uint32_t self_id() {
-  uint32_t id = t_self_id;
-  return WEFT_LIKELY(id != 0) ? id : self_id_slow();
-}
 
 // The calling thread is about to own a lock by its kernel thread's id: it is to keep that.
 void wire_owner(const char* why);

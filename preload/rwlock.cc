@@ -297,7 +297,7 @@ WEFT_EXPORT int pthread_rwlock_trywrlock(pthread_rwlock_t* l) {
 WEFT_EXPORT int pthread_rwlock_unlock(pthread_rwlock_t* pl) {
   if (WEFT_UNLIKELY(lock_of(pl)->shared != 0)) return real().pthread_rwlock_unlock(pl);
   Rwlock* l = lock_of(pl);
-  bool writer = i_write(l);
+  bool writer = (l->word.load(std::memory_order_relaxed) & kWriter) != 0;  // also after a fork
   if (writer) l->cur_writer.store(0, std::memory_order_relaxed);
   leave(l, writer);
   return 0;

@@ -225,6 +225,15 @@ TcbLayout host_tcb_layout() {
           priv.static_align};
 }
 
+size_t tcb_tid_offset() {
+  uint32_t *desc, *bytes;
+  if (!find(desc, "_thread_db_pthread_tid") || !find(bytes, "_thread_db_sizeof_pthread") || desc[2] + 4 > *bytes)
+    return 0;
+  int tid;
+  memcpy(&tid, fs_base() + desc[2], sizeof tid);
+  return tid == sys_gettid() ? desc[2] : 0;
+}
+
 void* tcb_tid_address(const G* g) { return reinterpret_cast<char*>(g->fs) + priv.tid_offset; }
 
 int tcb_tid_of(pthread_t t) {

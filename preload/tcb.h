@@ -44,11 +44,13 @@ void tcb_wire(G* g);
 // Its end: marks robust mutexes it still holds as orphaned, as the kernel does at a kernel
 // thread's exit (robust_list(7)), and gives the kernel thread its own list back.
 void tcb_unwire(G* g);
-// Where it stands: what libc gives to set_tid_address(2).
+// Where a TCB has the thread's id, by libc's word and a look at the caller's; 0: not there.
+size_t tcb_tid_offset();
+// What libc gives to set_tid_address(2).
 void* tcb_tid_address(const G* g);
-// Writes what libc believes to be the thread's id.
 // The kernel's thread id of a thread of libc's; 0: it has ended.
 int tcb_tid_of(pthread_t t);
+// Writes what libc believes to be the thread's id.
 void tcb_set_tid(G* g, uint32_t tid);
 
 }  // namespace weft

@@ -208,6 +208,7 @@ Thread* own_thread() {
 }
 
 void host_g_main(G* g) {
+  t_own_id = g->vtid;
   engine_exit(g);
   Thread* t = thread_of(g);
   if (WEFT_UNLIKELY(t->first_run)) tcb_first_run();

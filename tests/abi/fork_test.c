@@ -263,6 +263,29 @@ static void *fork_holding(void *arg) {
   return arg;
 }
 
+// A child has another id: what asks for its owner is not its own there, to libc.
+static int is_nobodys(void *m) {
+  CHECK_EQ(pthread_mutex_trylock(m), EBUSY);
+  CHECK_EQ(pthread_mutex_unlock(m), EPERM);
+  return 22;
+}
+static void *fork_owning(void *arg) {
+  pthread_mutex_t m = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP, n = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
+  CHECK_OK(pthread_mutex_lock(&m));
+  CHECK_EQ(exit_code(in_child(is_nobodys, &m)), 22);
+  CHECK_OK(pthread_mutex_unlock(&m));
+  CHECK_OK(pthread_mutex_lock(&n));
+  CHECK_EQ(exit_code(in_child(is_nobodys, &n)), 22);
+  CHECK_OK(pthread_mutex_unlock(&n));
+  return arg;
+}
+
+static void owned_over_fork(void **state) {
+  (void)state;
+  fork_owning(NULL);
+  join(start(fork_owning, NULL));
+}
+
 static void objects_held_over_fork(void **state) {
   (void)state;
   start_background();
@@ -349,6 +372,7 @@ int main(void) {
       cmocka_unit_test(forks_of_forks),
       cmocka_unit_test(atfork_order),
       cmocka_unit_test(lock_taken_over_fork_by_atfork),
+      cmocka_unit_test(owned_over_fork),
       cmocka_unit_test(objects_held_over_fork),
       cmocka_unit_test(waitpid_in_many_threads),
       cmocka_unit_test(many_wait_for_any),
