@@ -16,6 +16,7 @@
 
 #include "preload/api.h"
 #include "preload/dump.h"
+#include "preload/filtered.h"
 #include "preload/fork.h"
 #include "preload/io_stdio.h"
 #include "preload/io_uring.h"
@@ -144,6 +145,7 @@ bool boot() {
   if (k.native || getauxval(AT_SECURE) != 0) return stay_native(nullptr);
   real_resolve_all();
   if (const char* why = watched_by()) return stay_native(why);
+  if (const char* why = filtered_by()) return stay_native(why);
   if (raw_fork_child) return stay_native("this process was made by clone(2)");
   if (const char* why = tcb_probe()) return stay_native(why);
   ids_begin();

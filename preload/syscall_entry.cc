@@ -8,7 +8,10 @@
 // Declared with all six arguments instead of "...": what the caller left out is garbage in
 // registers, which the kernel does not look at either.
 #include <linux/futex.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 
+#include "preload/filtered.h"
 #include "preload/futex_syscall.h"
 #include "preload/ids.h"
 #include "preload/io_syscall.h"
@@ -85,6 +88,12 @@ long by_number(long nr, const long a[6]) {
       break;
     case SYS_rt_sigprocmask:
       if (G* g = this_g()) return change_mask(g, a);
+      break;
+    case SYS_seccomp:
+      if (a[0] == SECCOMP_SET_MODE_FILTER) filter_is_set();
+      break;
+    case SYS_prctl:
+      if (a[0] == PR_SET_SECCOMP) filter_is_set();
       break;
     case SYS_io_uring_setup: case SYS_io_uring_register:
       if (!in_vfork_child()) return ring_syscall(nr, a);

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 
+#include "preload/filtered.h"
 #include "preload/ids.h"
 #include "preload/thread.h"
 #include "preload/wire.h"
@@ -132,6 +133,7 @@ WEFT_EXPORT int prctl(int option, ...) {
   long a[5] = {option, 0, 0, 0, 0};
   for (int i = 1; i < 5; i++) a[i] = va_arg(ap, long);
   va_end(ap);
+  if (option == PR_SET_SECCOMP) filter_is_set();
   return static_cast<int>(errno_ret(do_prctl(a)));
 }
 
