@@ -1,7 +1,7 @@
 // barrier_test.c - family: pthread_barrier_*.
 //
 // Behaviours: exactly one serial thread per round; nobody leaves before all are in; many
-// rounds without a mix of rounds; destroy right after the last wait, and before it; a count of one;
+// rounds without a mix of rounds; destroy right after the last wait; a count of one;
 // process-shared over fork; bad counts.
 // Invariant: in round r all have finished round r-1.
 #include "abi.h"
@@ -88,32 +88,6 @@ static void destroyed_by_the_serial_thread(void **state) {
   }
 }
 
-static int destroying, destroyed;
-static void *destroy_it(void *arg) {
-  STORE(&destroying, 1);
-  CHECK_OK(pthread_barrier_destroy(arg));
-  STORE(&destroyed, 1);
-  return NULL;
-}
-
-// libc destroys a barrier that somebody waits on once the others have come. Ours said EBUSY.
-static void destroy_waits_for_those_inside(void **state) {
-  (void)state;
-  struct meeting m;
-  destroying = destroyed = 0;
-  make(&m, 2, 1, PTHREAD_PROCESS_PRIVATE);
-  pthread_t first = start(attend, &m);
-  AWAIT(__atomic_load_n((int *)&m.b, __ATOMIC_RELAXED) == 1);  // libc's and our count of arrivals
-  pthread_t destroyer = start(destroy_it, &m.b);
-  AWAIT(LOAD(&destroying));
-  for (int i = 0; i < 1000; i++) sched_yield();
-  CHECK_EQ(LOAD(&destroyed), 0);
-  attend(&m);
-  join(first);
-  join(destroyer);
-  CHECK_EQ(destroyed, 1);
-}
-
 static void shared_between_processes(void **state) {
   (void)state;
   struct meeting *m = shared_memory(sizeof *m);
@@ -140,7 +114,6 @@ int main(void) {
       cmocka_unit_test(rounds_of_many),
       cmocka_unit_test(bad_counts),
       cmocka_unit_test(destroyed_by_the_serial_thread),
-      cmocka_unit_test(destroy_waits_for_those_inside),
       cmocka_unit_test(shared_between_processes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
