@@ -17,6 +17,10 @@
 
 #define WEFT_EXPORT extern "C" __attribute__((visibility("default"), used))
 
+// A second exported name for the same function; both in one file.
+#define WEFT_TWIN(ret, name, of, args) \
+  extern "C" __attribute__((visibility("default"), used, alias(#of), copy(of))) ret name args
+
 namespace weft {
 
 // -errno to the C convention: -1 and errno.

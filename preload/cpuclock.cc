@@ -74,6 +74,7 @@ WEFT_EXPORT int gettimeofday(struct timeval* tv, void* tz) noexcept {
   make_way_if_asked(__builtin_return_address(0));
   return r;
 }
+WEFT_TWIN(int, __gettimeofday, gettimeofday, (struct timeval*, void*) noexcept);
 
 WEFT_EXPORT int clock_getres(clockid_t c, struct timespec* ts) noexcept {
   if (c < 0 && g_of_clock(c) != nullptr) c = CLOCK_THREAD_CPUTIME_ID;

@@ -18,10 +18,6 @@
 #include "sched/netpoll.h"
 #include "sched/polldesc.h"
 
-// A second exported name for the same function; both in one file.
-#define WEFT_TWIN(ret, name, of, args) \
-  extern "C" __attribute__((visibility("default"), used, alias(#of), copy(of))) ret name args
-
 namespace weft {
 
 enum IoKind : uint32_t {

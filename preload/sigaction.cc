@@ -212,6 +212,8 @@ WEFT_EXPORT int sigaction(int sig, const struct sigaction* set, struct sigaction
     return real().sigaction(sig, set, old);
   return set_action(sig, set, old);
 }
+// Erlang has a sigaction of its own, which calls the next one under this name.
+WEFT_TWIN(int, __sigaction, sigaction, (int, const struct sigaction*, struct sigaction*));
 
 namespace {
 

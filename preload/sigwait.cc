@@ -213,6 +213,7 @@ WEFT_EXPORT int sigsuspend(const sigset_t* set) {
   errno = EINTR;
   return -1;
 }
+WEFT_TWIN(int, __sigsuspend, sigsuspend, (const sigset_t*));
 
 WEFT_EXPORT int pause(void) {
   G* g = this_g();

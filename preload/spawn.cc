@@ -47,6 +47,7 @@ WEFT_EXPORT FILE* popen(const char* command, const char* mode) {
   if (!in_vfork_child()) io_descriptors_shared();
   return real().popen(command, mode);
 }
+WEFT_TWIN(FILE*, _IO_popen, popen, (const char*, const char*));
 
 namespace {
 

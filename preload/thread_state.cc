@@ -156,6 +156,7 @@ WEFT_EXPORT int iopl(int level) { return changed(SYS_iopl, level); }
 WEFT_EXPORT int arch_prctl(int code, unsigned long addr) {
   return changed(SYS_arch_prctl, code, sys_arg(addr));
 }
+WEFT_TWIN(int, __arch_prctl, arch_prctl, (int, unsigned long));
 
 WEFT_EXPORT long ptrace(enum __ptrace_request request, ...) {
   va_list ap;

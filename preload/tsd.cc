@@ -65,6 +65,7 @@ WEFT_EXPORT int pthread_key_create(pthread_key_t* key, void (*destructor)(void*)
   if (r == 0) note_key(*key, destructor);
   return r;
 }
+WEFT_TWIN(int, __pthread_key_create, pthread_key_create, (pthread_key_t*, void (*)(void*)));
 
 WEFT_EXPORT int pthread_key_delete(pthread_key_t key) {
   if (key < PTHREAD_KEYS_MAX) keys[key].used.store(false, std::memory_order_relaxed);
