@@ -171,7 +171,6 @@ bool boot() {
     }
   }
   signals_boot(g1);
-  fork_hooks_install();
   if (k.netpoll == Netpoll::kOff) netpoll_disable();
   else stdio_boot();
   last_boot();

@@ -97,6 +97,7 @@ void fork_in_parent() {
 }
 
 void fork_in_child() {
+  t_own_id = 0;
   if (!t_window.open) return;
   t_window.open = false;
   uint64_t mask = t_window.mask;
@@ -104,7 +105,6 @@ void fork_in_child() {
   G* g = t_g != nullptr ? t_g : g_at(__builtin_thread_pointer());
   t_vfork_depth = 0;
   t_fork_ktid = 0;
-  t_own_id = 0;
   drop_rseq(g == nullptr ? nullptr : g->m);
   if (g != nullptr) {
     if (g->cls != nullptr) tcb_after_fork_child(g);  // main's TCB is libc's own, and listed

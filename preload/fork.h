@@ -5,7 +5,7 @@
 
 namespace weft {
 
-// Registers our atfork handlers, once. Boot, and __register_atfork's interposer, before
+// Registers our atfork handlers, once. Before main, and __register_atfork's interposer before
 // any other handler of the process.
 void fork_hooks_install();
 

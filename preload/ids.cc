@@ -2,6 +2,7 @@
 #include "preload/ids.h"
 
 #include <sched.h>
+#include <string.h>
 #include <sys/resource.h>
 
 #include "preload/fork.h"
@@ -12,15 +13,10 @@
 namespace weft {
 
 thread_local constinit uint32_t t_own_id = 0;
-size_t libc_tid_offset = 0;
-
-uint32_t self_id_slow() { return static_cast<uint32_t>(sys_gettid()); }
-
-void ids_begin() {
-  if (libc_tid_offset == 0) libc_tid_offset = tcb_tid_offset();
-}
 
 namespace {
+
+size_t tid_offset = 0;  // in a TCB; 0: not known (yet)
 
 constexpr pid_t kFirstVirtual = 1 << 22;  // PID_MAX_LIMIT; see thread.cc
 
@@ -28,6 +24,23 @@ bool lives_as(const G* g, pid_t vtid) {
   return g != nullptr && g->thread != nullptr && static_cast<pid_t>(g->vtid) == vtid &&
          thread_of(g)->alive.load(std::memory_order_acquire);
 }
+
+}  // namespace
+
+void ids_begin() {
+  fork_hooks_install();
+  if (tid_offset == 0) tid_offset = tcb_tid_offset();
+}
+
+uint32_t self_id_slow() {
+  if (tid_offset == 0) return static_cast<uint32_t>(sys_gettid());
+  uint32_t id;
+  memcpy(&id, static_cast<const char*>(__builtin_thread_pointer()) + tid_offset, sizeof id);
+  if (!raw_fork_child) t_own_id = id;
+  return id;
+}
+
+namespace {
 
 // A kernel thread that is as every unwired one: not the caller's, if that is wired.
 pid_t plain_ktid() {

@@ -11,21 +11,15 @@ namespace weft {
 
 // Who owns locks: a G's vtid, as before it was wired; of any other thread what libc believes its id
 // to be, in its TCB. After clone(2) that is the parent's until the program writes the child's there:
-// Firefox does, having asked a mutex.
-extern thread_local constinit uint32_t t_own_id;  // a G's; 0: none
-extern size_t libc_tid_offset;                    // in a TCB; 0: not known
-inline uint32_t known_self_id() {                 // 0: ask self_id()
-  uint32_t id = t_own_id;
-  size_t at = libc_tid_offset;
-  if (WEFT_UNLIKELY(id == 0) && at != 0) __asm__ volatile("movl %%fs:(%1), %0" : "=r"(id) : "r"(at));
-  return id;
-}
+// Firefox does, having asked a mutex. 0 until first asked for, and in a fork child again; a raw one looks
+// each time.
+extern thread_local constinit uint32_t t_own_id;
 uint32_t self_id_slow();
 inline uint32_t self_id() {
-  uint32_t id = known_self_id();
+  uint32_t id = t_own_id;
   return WEFT_LIKELY(id != 0) ? id : self_id_slow();
 }
-// Finds that place; without it each lock of a thread that is no G is a system call. Before main runs.
+// Before main runs, and again at boot: finds that place.
 void ids_begin();
 
 // The live G with this vtid, or null: another process, a kernel thread, or nobody.

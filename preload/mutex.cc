@@ -307,7 +307,7 @@ using namespace weft;
 
 WEFT_EXPORT int pthread_mutex_lock(pthread_mutex_t* pm) {
   Mutex* m = mutex_of(pm);
-  uint32_t id = known_self_id();
+  uint32_t id = t_own_id;
   if (WEFT_LIKELY((m->kind & 0xff) == 0 && id != 0)) {
     if (__libc_single_threaded && m->word.load(std::memory_order_relaxed) == 0) {
       m->word.store(1, std::memory_order_relaxed);
