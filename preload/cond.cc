@@ -17,8 +17,8 @@
 // of ours: such a pair cannot be meant for other processes, and libc would release the
 // mutex without seeing our waiters. Signal asks both worlds then.
 #include "preload/cancel.h"
-#include "preload/interrupt.h"
 #include "preload/destroy.h"
+#include "preload/interrupt.h"
 #include "preload/mutex.h"
 #include "sched/gfutex_line.h"
 

@@ -1,6 +1,6 @@
 // filtered.h - does a seccomp filter let through what the scheduler lives by?
 //
-// Callers: boot, once (takes 0.2 ms where there is a filter, else one system call); prctl and
+// Callers: boot, once (some 0.25 ms where there is a filter, else one system call); prctl and
 // syscall, as the program sets one.
 #pragma once
 

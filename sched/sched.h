@@ -131,7 +131,7 @@ struct alignas(kCacheLine) M {
   std::atomic<uint32_t> sent{0};
   // One of them says that the G has had its slice, or that it is to make way for a woken one.
   std::atomic<Preempt> preempt_due{Preempt::kNo};
-  uint64_t kmask = kMaskNoG;             // the G mask that the kernel holds for this M
+  uint64_t kmask = kMaskNoG;             // the G mask that the kernel holds for this M; others look (masks_close)
   // --- processor time (cpuclock.h); own M
   G* cpu_g = nullptr;                    // whom it runs for
   bool cpu_known = false;
